@@ -1,0 +1,274 @@
+"""What a run is: typed settings, read from a YAML file and ``key=value`` overrides, refused by name if impossible."""
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from cbd_fast.errors import InputError
+from cbd_fast.loading.augment import Augmentation
+from cbd_fast.loading.hashing import hash64
+
+Sampling = Literal["instance", "class_balanced", "square_root", "progressive"]
+# what does not change which student comes out, and so may differ when a run goes on
+NOT_PART_OF_A_RUN = ("output", "stages", "runtime")
+
+
+class Settings(BaseModel):
+    """Settings of one kind; unknown names and wrong types are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Data(Settings):
+    """The pictures."""
+
+    shards: str = Field(description="folder of shards, as tools/make_shards.py writes it")
+    num_classes: int = Field(gt=1, description="classes of the shards; a check against training on the wrong ones")
+    image_size: int = Field(224, gt=0, description="side of the model's input in pixels")
+    augmentation: Augmentation = Field(Augmentation(), description="of training pictures, in both stages")
+
+
+class Model(Settings):
+    """The network of teachers and student."""
+
+    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet32", "small_convnet"] = (
+        Field("resnet50", description="resnet32 is that of He et al. for CIFAR; small_convnet is for tiny pictures")
+    )
+
+
+class Optimization(Settings):
+    """SGD with momentum and a cosine schedule, the same for every model of the run."""
+
+    epochs: float | None = Field(None, gt=0, description="length of each model's training; either this or `steps`")
+    steps: int | None = Field(None, gt=0, description="length of each model's training; either this or `epochs`")
+    global_batch: int = Field(128, gt=0, description="pictures per step, of all processes together")
+    accumulation: int = Field(1, gt=0, description="parts into which each process cuts its batch to save memory")
+    base_learning_rate: float = Field(0.1, gt=0, description="for a global batch of 256; scales linearly with it")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
+    weight_decay: float = Field(2.5e-4, ge=0, description="as torch's SGD has it, on every trainable parameter")
+
+    @model_validator(mode="after")
+    def _check(self) -> "Optimization":
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("set either `epochs` or `steps`, and not both")
+        return self
+
+    @property
+    def learning_rate(self) -> float:
+        """The highest learning rate, at the first step."""
+        return self.base_learning_rate * self.global_batch / 256
+
+    def num_steps(self, num_pictures: int) -> int:
+        """Steps of each model's training on that many pictures."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        return max(1, round(self.epochs * num_pictures / self.global_batch))
+
+
+class Teacher(Settings):
+    """One teacher of stage one."""
+
+    seed: int = Field(1, ge=0, description="of its weights and its order of pictures, besides the run's seed")
+    color_jitter: float = Field(0.0, ge=0, le=1, description="1 for the paper's data-augmentation teachers")
+
+
+class StageOne(Settings):
+    """The teachers."""
+
+    sampling: Sampling = Field("instance", description="of training pictures")
+    teachers: tuple[Teacher, ...] = Field(
+        (Teacher(),), strict=False, description="CBD: one; CBD-ENS: two standard and two with colour jitter"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "StageOne":
+        if len(set(self.teachers)) < len(self.teachers):
+            raise ValueError("two teachers have the same seed and color_jitter and would be the same model")
+        return self
+
+
+class StageTwo(Settings):
+    """The student."""
+
+    sampling: Sampling = Field("class_balanced", description="of training pictures")
+    seed: int = Field(0, ge=0, description="of its weights and its order of pictures, besides the run's seed")
+    alpha: float = Field(0.4, ge=0, le=1, description="weight of distillation; 1 - alpha is that of cross-entropy")
+    beta: float = Field(100.0, ge=0, description="factor of the distillation loss")
+
+
+class Runtime(Settings):
+    """How a run is carried out; nothing here changes what is learned, but for rounding."""
+
+    decoder: Literal["auto", "dali", "torch"] = Field("auto", description="auto: DALI on a GPU, else CPU threads")
+    num_threads: int | None = Field(None, gt=0, description="per process; by default its share of the cores")
+    prefetch: int = Field(2, gt=0, description="batches that are prepared ahead of time")
+    max_bad_share: float = Field(0.01, ge=0, le=1, description="of pictures that may turn out undecodable")
+    channels_last: bool = Field(True, description="memory layout of pictures and weights")
+    compile: bool = Field(False, description="torch.compile the model")
+    log_every: int = Field(50, gt=0, description="steps between two lines of the log")
+    checkpoint_every: int = Field(1000, gt=0, description="steps between two checkpoints")
+    evaluate_every: int | None = Field(None, gt=0, description="steps between two evaluations; by default at the end")
+    record_batches: bool = Field(False, description="write every batch's pictures, boxes and colours, for checking")
+
+
+def _word(value: Any) -> Any:
+    """YAML reads a bare `no` as false; where the setting is a word, it is meant as one."""
+    return "no" if value is False else value
+
+
+class Config(Settings):
+    """Everything that a run depends on."""
+
+    output: str = Field(description="folder of the run")
+    seed: int = Field(0, ge=0, description="of the whole run")
+    stages: Literal["one", "two", "both"] = Field("both", description="teachers, student, or one after the other")
+    mixed_precision: Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(_word)] = Field(
+        "no", description="of the networks; the cosine and the losses are always float32"
+    )
+    data: Data
+    model: Model = Model()
+    optimization: Optimization
+    stage_one: StageOne = StageOne()
+    stage_two: StageTwo = StageTwo()
+    runtime: Runtime = Runtime()
+
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        if self.optimization.global_batch % self.optimization.accumulation:
+            raise ValueError(
+                f"optimization.accumulation {self.optimization.accumulation} must divide "
+                f"optimization.global_batch {self.optimization.global_batch}"
+            )
+        if not self.stage_one.teachers and self.stage_two.alpha > 0:
+            raise ValueError("stage_one.teachers is empty: distillation needs a teacher (or stage_two.alpha 0)")
+        if self.data.augmentation.crop == "center":
+            raise ValueError("data.augmentation.crop center is for testing: every epoch would be the same pictures")
+        return self
+
+    def to_yaml(self) -> str:
+        """All settings, defaults included, as a file that can be run again."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+    def teacher_seed(self, teacher: Teacher) -> int:
+        """Seed of a teacher's weights and pictures; never that of the student."""
+        return _seed(self.seed, 1, teacher.seed)
+
+    @property
+    def student_seed(self) -> int:
+        """Seed of the student's weights and pictures."""
+        return _seed(self.seed, 2, self.stage_two.seed)
+
+    def identity(self, teacher: Teacher | None) -> dict[str, Any]:
+        """The settings that a model's weights depend on, by dotted name.
+
+        Args:
+            teacher: which teacher; None for the student, which depends on all of them.
+        """
+        settings = self.model_dump(mode="json", exclude=set(NOT_PART_OF_A_RUN))
+        if teacher is not None:
+            del settings["stage_two"]
+            settings["stage_one"]["teachers"] = [teacher.model_dump(mode="json")]
+        return dict(flattened(settings))
+
+
+def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads a run's settings.
+
+    Args:
+        path: a YAML file.
+        overrides: ``section.name=value`` with the value in YAML.
+
+    Raises:
+        InputError: the file cannot be read, or a setting is unknown, of the wrong type or impossible.
+    """
+    try:
+        settings = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not YAML ({error})") from error
+    if not isinstance(settings, dict):
+        raise InputError(f"{path}: holds no settings; see configs/ for examples")
+    for override in overrides:
+        _apply(settings, override)
+    try:
+        return Config.model_validate(settings)
+    except ValidationError as error:
+        messages = [_message(details) for details in error.errors()]
+        raise InputError(f"{path}: " + "; ".join(messages)) from error
+
+
+def describe_settings() -> Iterator[tuple[str, str, str, str]]:
+    """Name, type, default and meaning of every setting."""
+    yield from _described(Config, "")
+
+
+def flattened(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings as pairs of dotted name and value."""
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from flattened(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which 1e-4 is a number, as everybody expects (YAML 1.1 wants 1.0e-4)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def _apply(settings: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"{override!r}: not a setting; write name=value, such as optimization.epochs=10")
+    *sections, name = key.split(".")
+    for section in sections:
+        settings = settings.setdefault(section, {})
+        if not isinstance(settings, dict):
+            raise InputError(f"{override!r}: {section} is a setting, not a section")
+    try:
+        settings[name] = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise InputError(f"{override!r}: the value is not YAML ({error})") from error
+
+
+def _message(details: Any) -> str:
+    """One of pydantic's errors in our words: the setting's name, what is wrong, and the value."""
+    name = ".".join(str(part) for part in details["loc"])
+    if details["type"] == "extra_forbidden":
+        known = [known for known, *_ in describe_settings()]
+        close = difflib.get_close_matches(name, known, n=1)
+        return f"{name}: no such setting" + (f"; did you mean {close[0]}?" if close else "")
+    if details["type"] == "missing":
+        return f"{name}: must be set"
+    rule = details["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    return (
+        f"{name}: {rule}, not {details['input']!r}"
+        if name and details["type"] != "value_error"
+        else f"{name}: {rule}".removeprefix(": ")
+    )
+
+
+def _described(settings: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str, str]]:
+    for name, info in settings.model_fields.items():
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from _described(kind, f"{prefix}{name}.")
+            continue
+        type_name = kind.__name__ if isinstance(kind, type) else re.sub(r"typing\.|cbd_fast\.config\.", "", str(kind))
+        default = "(must be set)" if info.is_required() else str(info.default)
+        yield prefix + name, type_name, default, info.description or ""
+
+
+def _seed(*keys: int) -> int:
+    return int(hash64(*keys)[0] >> 1)  # 63 bits: torch and NumPy take no more from a signed integer

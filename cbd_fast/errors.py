@@ -1,0 +1,32 @@
+"""The one exception for bad input, and the exit codes of every command."""
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used: the message says what is wrong, with the value, where, and what to do."""
+
+
+class RunError(RuntimeError):
+    """A run that began cannot go on (a diverged loss, too many bad pictures): the message says where and why."""
+
+
+def run_command(main: Callable[[], None]) -> NoReturn:
+    """Runs a command line's ``main`` and exits: 0 done, 1 failed, 2 bad input.
+
+    Only ``InputError`` and ``RunError`` become one-line messages; anything else is a defect of ours and keeps its
+    traceback (Python then exits with 1).
+    """
+    try:
+        main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
+    except RunError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        sys.exit(EXIT_FAILED)
+    sys.exit(EXIT_DONE)

@@ -1,0 +1,1 @@
+"""From an index by class to batches on the device."""

@@ -1,0 +1,289 @@
+"""Which box, flip and colour matrix for each picture: pure NumPy, from settings and counters to a Plan.
+
+Every random number is a hash of (seed, step, position in the global batch), so a batch can be planned again at any
+time, anywhere. Training and test pictures differ only in the Plan.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from cbd_fast.loading.hashing import hash64, uniform
+
+NUM_BOX_TRIES = 10  # as in torchvision's RandomResizedCrop
+LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, of which YIQ is made
+_RGB_TO_YIQ = np.array([LUMA, [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
+_YIQ_TO_RGB = np.linalg.inv(_RGB_TO_YIQ)
+
+# What a random number is for; the first key after the seed. The sampling policies use the numbers below 16.
+_BOX, _FLIP, _COLOR = 16, 17, 18
+
+
+class Augmentation(BaseModel):
+    """How a picture becomes a square of the model's input size."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    crop: Literal["random_resized_crop", "pad_and_crop", "center"] = Field(
+        "random_resized_crop",
+        description="random_resized_crop: a random box, resized; pad_and_crop: the whole picture, moved by up to "
+        "`padding` pixels over black, for small pictures; center: the middle square, for testing",
+    )
+    min_area: float = Field(0.05, gt=0, le=1, description="random_resized_crop: smallest share of the picture's area")
+    max_area: float = Field(1.0, gt=0, le=1, description="random_resized_crop: largest share of the picture's area")
+    min_aspect: float = Field(3 / 4, gt=0, description="random_resized_crop: smallest width / height of the box")
+    max_aspect: float = Field(4 / 3, gt=0, description="random_resized_crop: largest width / height of the box")
+    padding: int = Field(4, ge=0, description="pad_and_crop: largest move, in pixels of the model's input")
+    center_share: float = Field(
+        224 / 256, gt=0, le=1, description="center: side of the square as a share of the picture's short side"
+    )
+    flip: bool = Field(True, description="mirror left and right with probability 1/2; never with center")
+    color_jitter: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="strength of SimCLR's colour jitter and greyscale; 0 for none, 1 as published",
+    )
+    mean: tuple[float, float, float] | None = Field(
+        None, description="subtracted from red, green and blue in [0, 1]; none in the paper", strict=False
+    )
+    std: tuple[float, float, float] | None = Field(
+        None, description="divides red, green and blue after `mean`; none in the paper", strict=False
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "Augmentation":
+        if self.min_area > self.max_area:
+            raise ValueError(f"min_area {self.min_area:g} is above max_area {self.max_area:g}")
+        if self.min_aspect > self.max_aspect:
+            raise ValueError(f"min_aspect {self.min_aspect:g} is above max_aspect {self.max_aspect:g}")
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError(f"std {self.std} must be above 0")
+        return self
+
+    def for_test(self) -> "Augmentation":
+        """The centre crop and colours that go with this augmentation."""
+        return self.model_copy(update={"crop": "center", "color_jitter": 0.0})
+
+    @property
+    def pads(self) -> bool:
+        """Whether boxes may reach over the picture's edges."""
+        return self.crop == "pad_and_crop" and self.padding > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is to be done to each picture of a batch; its arrays have one entry per picture.
+
+    Attributes:
+        rows: ``(B,)`` int64, the pictures, as rows of the index.
+        boxes: ``(B, 4)`` int64, top, left, height and width in pixels of the coded picture. The box is resized to the
+            model's input. What it covers outside the picture is black.
+        flips: ``(B,)`` bool, mirror the crop left and right.
+        colors: ``(B, 3, 4)`` float32, or ``(1, 3, 4)`` where all pictures have the same: from red, green, blue in
+            0..255 and 1 to the model's input.
+        color_range: ``(2, 3)`` float32, the input's values for black and for white; colours stay between them.
+    """
+
+    rows: np.ndarray
+    boxes: np.ndarray
+    flips: np.ndarray
+    colors: np.ndarray
+    color_range: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, positions: np.ndarray) -> "Plan":
+        """The plan of some of the pictures."""
+        colors = self.colors if len(self.colors) == 1 else self.colors[positions]
+        return Plan(
+            rows=self.rows[positions],
+            boxes=self.boxes[positions],
+            flips=self.flips[positions],
+            colors=colors,
+            color_range=self.color_range,
+        )
+
+
+def make_plan(
+    augmentation: Augmentation,
+    *,
+    rows: np.ndarray,
+    sizes: np.ndarray,
+    image_size: int,
+    seed: int,
+    step: int,
+    positions: np.ndarray,
+) -> Plan:
+    """Plans a batch.
+
+    Args:
+        augmentation: the settings.
+        rows: ``(B,)`` the pictures.
+        sizes: ``(B, 2)`` their heights and widths in pixels.
+        image_size: side of the model's input in pixels.
+        seed: of the run.
+        step: number of the global step.
+        positions: ``(B,)`` places of these pictures in the global batch.
+    """
+    heights, widths = sizes.astype(np.int64).T
+    is_center = augmentation.crop == "center"
+    if is_center:
+        boxes = center_boxes(heights, widths, augmentation.center_share)
+    elif augmentation.crop == "pad_and_crop":
+        random = _uniforms(2, seed, _BOX, step, positions)
+        boxes = padded_boxes(heights, widths, augmentation.padding, image_size, random)
+    else:
+        random = _uniforms(2 * NUM_BOX_TRIES + 2, seed, _BOX, step, positions)
+        boxes = random_resized_boxes(heights, widths, augmentation, random)
+    flips = np.zeros(len(rows), bool)
+    if augmentation.flip and not is_center:
+        flips = uniform(seed, _FLIP, step, positions) < 0.5
+    jitter = augmentation.color_jitter
+    matrices = identity_colors(1)
+    if jitter > 0:
+        matrices = jitter_colors(_uniforms(7, seed, _COLOR, step, positions), jitter)
+    mean, std = np.array(augmentation.mean or (0, 0, 0)), np.array(augmentation.std or (1, 1, 1))
+    return Plan(
+        rows=rows,
+        boxes=boxes,
+        flips=flips,
+        colors=input_colors(matrices, mean, std).astype(np.float32),
+        color_range=np.stack([(0 - mean) / std, (1 - mean) / std]).astype(np.float32),
+    )
+
+
+def random_resized_boxes(
+    heights: np.ndarray, widths: np.ndarray, augmentation: Augmentation, random: np.ndarray
+) -> np.ndarray:
+    """Boxes of random area and aspect, as torchvision's RandomResizedCrop draws them.
+
+    Ten boxes are tried; if none fits, the largest centred box of an allowed aspect is taken.
+
+    Args:
+        heights: ``(B,)`` int64.
+        widths: ``(B,)`` int64.
+        augmentation: the ranges of area and aspect.
+        random: ``(B, 22)`` in [0, 1): ten areas, ten aspects, vertical and horizontal place.
+
+    Returns:
+        ``(B, 4)`` int64, within the pictures.
+    """
+    lowest, highest = augmentation.min_aspect, augmentation.max_aspect
+    areas, aspects = random[:, :NUM_BOX_TRIES], random[:, NUM_BOX_TRIES : 2 * NUM_BOX_TRIES]
+    area = (heights * widths)[:, None] * (
+        augmentation.min_area + areas * (augmentation.max_area - augmentation.min_area)
+    )
+    aspect = np.exp(np.log(lowest) + aspects * (np.log(highest) - np.log(lowest)))
+    box_widths = np.rint(np.sqrt(area * aspect)).astype(np.int64)
+    box_heights = np.rint(np.sqrt(area / aspect)).astype(np.int64)
+    fits = (box_widths >= 1) & (box_widths <= widths[:, None]) & (box_heights >= 1) & (box_heights <= heights[:, None])
+    each, first = np.arange(len(heights)), fits.argmax(axis=1)
+    # where none fits: as much of the picture as has an allowed aspect
+    widest, tallest = np.rint(heights * highest).astype(np.int64), np.rint(widths / lowest).astype(np.int64)
+    width = np.where(fits.any(axis=1), box_widths[each, first], np.minimum(widths, np.maximum(widest, 1)))
+    height = np.where(fits.any(axis=1), box_heights[each, first], np.minimum(heights, np.maximum(tallest, 1)))
+    top = np.floor(random[:, -2] * (heights - height + 1)).astype(np.int64)
+    left = np.floor(random[:, -1] * (widths - width + 1)).astype(np.int64)
+    centered = ~fits.any(axis=1)
+    top, left = (
+        np.where(centered, (heights - height) // 2, top),
+        np.where(centered, (widths - width) // 2, left),
+    )
+    return np.stack([top, left, height, width], axis=1)
+
+
+def padded_boxes(
+    heights: np.ndarray, widths: np.ndarray, padding: int, image_size: int, random: np.ndarray
+) -> np.ndarray:
+    """Boxes of the whole picture's size, moved by up to ``padding`` pixels of the model's input in each direction.
+
+    Args:
+        heights: ``(B,)`` int64.
+        widths: ``(B,)`` int64.
+        padding: in pixels of the model's input.
+        image_size: side of the model's input in pixels.
+        random: ``(B, 2)`` in [0, 1).
+
+    Returns:
+        ``(B, 4)`` int64; boxes reach over the edges.
+    """
+    moves = np.floor(random * (2 * padding + 1)).astype(np.int64) - padding
+    top = np.rint(moves[:, 0] * heights / image_size).astype(np.int64)
+    left = np.rint(moves[:, 1] * widths / image_size).astype(np.int64)
+    return np.stack([top, left, heights, widths], axis=1)
+
+
+def center_boxes(heights: np.ndarray, widths: np.ndarray, share: float) -> np.ndarray:
+    """The middle squares whose side is ``share`` of the short side: ``(B, 4)`` int64."""
+    side = np.maximum(np.rint(np.minimum(heights, widths) * share), 1).astype(np.int64)
+    return np.stack([(heights - side) // 2, (widths - side) // 2, side, side], axis=1)
+
+
+def identity_colors(num: int) -> np.ndarray:
+    """``(num, 3, 4)`` float64 matrices that change nothing."""
+    return np.broadcast_to(np.eye(3, 4), (num, 3, 4)).copy()
+
+
+def jitter_colors(random: np.ndarray, strength: float) -> np.ndarray:
+    """SimCLR's colour jitter (Chen et al., ICML 2020) as affine matrices on colours in [0, 1].
+
+    With probability 0.8: brightness, contrast and saturation by factors of ``1 -+ 0.8 strength`` and hue turned by up
+    to ``0.2 strength`` of the circle, in random order; then with probability 0.2: greyscale. Contrast is about
+    mid-grey and hue turns the chroma plane of YIQ, so that each is affine. Saturation and hue keep the greys and
+    commute with everything, so the one order that matters is that of brightness and contrast.
+
+    Args:
+        random: ``(B, 7)`` in [0, 1).
+        strength: 0 to 1.
+
+    Returns:
+        ``(B, 3, 4)`` float64.
+    """
+    spread = 0.8 * strength
+    factors = 1 - spread + random[:, :3] * 2 * spread
+    brightness, contrast, saturation = factors.T
+    turned = hue_matrices((random[:, 3] * 2 - 1) * 0.2 * strength)
+    chroma = turned @ saturation_matrices(saturation)
+    brightness_first = random[:, 4] < 0.5
+    mid_grey = 0.5 * (1 - contrast)
+    offset = np.where(brightness_first, mid_grey, mid_grey * brightness)
+    jittered = np.concatenate(
+        [chroma * (brightness * contrast)[:, None, None], np.repeat(offset[:, None, None], 3, axis=1)], axis=2
+    )
+    colors = np.where((random[:, 5] < 0.8)[:, None, None], jittered, np.eye(3, 4))
+    grey = saturation_matrices(np.zeros(len(random))) @ colors
+    return np.where((random[:, 6] < 0.2)[:, None, None], grey, colors)
+
+
+def saturation_matrices(factors: np.ndarray) -> np.ndarray:
+    """``(B,)`` factors to ``(B, 3, 3)``: between the picture's grey (0) and itself (1), and beyond."""
+    grey = np.broadcast_to(LUMA, (3, 3))
+    return grey + factors[:, None, None] * (np.eye(3) - grey)
+
+
+def hue_matrices(turns: np.ndarray) -> np.ndarray:
+    """``(B,)`` shares of a full turn of the hue to ``(B, 3, 3)``: a rotation of the chroma plane of YIQ."""
+    angles = 2 * np.pi * turns
+    rotations = np.zeros((len(turns), 3, 3))
+    rotations[:, 0, 0] = 1
+    rotations[:, 1, 1] = rotations[:, 2, 2] = np.cos(angles)
+    rotations[:, 2, 1] = np.sin(angles)
+    rotations[:, 1, 2] = -rotations[:, 2, 1]
+    return _YIQ_TO_RGB @ rotations @ _RGB_TO_YIQ
+
+
+def input_colors(colors: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    """Puts 0..255 to [0, 1] before, and mean and standard deviation after, matrices on colours in [0, 1]."""
+    scaled = colors.copy()
+    scaled[:, :, :3] /= 255
+    scaled[:, :, 3] -= mean
+    return scaled / std[:, None]
+
+
+def _uniforms(num: int, *keys: Any) -> np.ndarray:
+    """``(B, num)`` random numbers of [0, 1) for ``(B,)`` keys."""
+    return uniform(hash64(*keys)[:, None], np.arange(num))

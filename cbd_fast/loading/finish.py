@@ -1,0 +1,36 @@
+"""uint8 crops to the model's input, on the device: flip, colour matrix, cast, layout."""
+
+import torch
+
+from cbd_fast.loading.augment import Plan
+
+
+def finish(pixels: torch.Tensor, plan: Plan) -> torch.Tensor:
+    """Applies flips and colours.
+
+    Args:
+        pixels: ``(B, H, W, 3)`` uint8, as a decoder returns them.
+        plan: of these pictures.
+
+    Returns:
+        ``(B, 3, H, W)`` float32 in channels-last memory, on the device of ``pixels``.
+    """
+    device = pixels.device
+    if plan.flips.any():
+        flips = _to(plan.flips, device)[:, None, None, None]
+        pixels = torch.where(flips, pixels.flip(2), pixels)
+    matrices, offsets = _to(plan.colors[:, :, :3], device), _to(plan.colors[:, :, 3], device)
+    if len(plan.colors) == 1:
+        # without jitter the one matrix is diagonal: mean, standard deviation and 1 / 255
+        images = pixels.float().mul_(matrices[0].diagonal()).add_(offsets[0])
+    else:
+        num, height, width, _ = pixels.shape
+        flat = pixels.reshape(num, height * width, 3).float()
+        images = torch.baddbmm(offsets[:, None], flat, matrices.transpose(1, 2)).view(num, height, width, 3)
+        black, white = _to(plan.color_range, device)
+        images = images.clamp_(black, white)
+    return images.permute(0, 3, 1, 2)
+
+
+def _to(array, device: torch.device) -> torch.Tensor:  # type: ignore[no-untyped-def]
+    return torch.from_numpy(array).to(device, non_blocking=True)

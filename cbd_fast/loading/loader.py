@@ -1,0 +1,347 @@
+"""Loader: exact sampling and augmentation from shards, decoded ahead of time on threads or by NVIDIA DALI.
+
+    from cbd_fast import Loader
+
+    loader = Loader("shards/digits_lt", split="train", sampling="class_balanced", batch_size=128, image_size=224)
+    for epoch in range(90):
+        for batch in loader:
+            loss = criterion(model(batch.images), batch.labels)
+
+Batch s is a function of the shards, the settings and s alone. Whatever runs ahead, in whatever order, changes nothing.
+"""
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import torch
+
+from cbd_fast.errors import InputError, RunError
+from cbd_fast.loading.augment import Augmentation, Plan, make_plan
+from cbd_fast.loading.decode_dali import DaliDecoder
+from cbd_fast.loading.decode_torch import Crops, Decoder, TorchDecoder
+from cbd_fast.loading.finish import finish
+from cbd_fast.loading.sampling import POLICIES, Order, make_order
+from cbd_fast.sharding.shard_set import ShardSet
+
+DECODERS = ("auto", "dali", "torch")
+SAMPLINGS = (*POLICIES, "sequential")
+NUM_BAD_NAMED = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One process's part of a global batch.
+
+    Attributes:
+        images: ``(B, 3, image_size, image_size)`` float32 in channels-last memory, on the loader's device.
+        labels: ``(B,)`` int64, on the loader's device.
+        ids: ``(B,)`` int64 on the CPU, the pictures as rows of the index.
+        step: number of the global step.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    ids: torch.Tensor
+    step: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class Loader:
+    """Batches of a split of sharded pictures.
+
+    Attributes:
+        shards: the opened split, with its manifest and index.
+        epoch: which pass ``for batch in loader`` makes next.
+        bad_pictures: rows that could not be decoded, with the reason; each is replaced by the next picture of its
+            class (left out with ``sampling="sequential"``).
+    """
+
+    def __init__(
+        self,
+        shards: str | Path,
+        *,
+        split: str = "train",
+        sampling: str = "instance",
+        batch_size: int = 128,
+        image_size: int = 224,
+        seed: int = 0,
+        augmentation: Augmentation | None = None,
+        decoder: str = "auto",
+        device: str | torch.device | None = None,
+        num_threads: int | None = None,
+        prefetch: int = 2,
+        rank: int | None = None,
+        world_size: int | None = None,
+        total_steps: int | None = None,
+        max_bad_share: float = 0.01,
+        on_bad_picture: Callable[[str, str], None] | None = None,
+    ) -> None:
+        """Opens shards and starts threads; nothing is decoded before the first batch is asked for.
+
+        Args:
+            shards: folder of shards.
+            split: ``train``, ``val`` or ``test``.
+            sampling: ``instance``, ``class_balanced``, ``square_root``, ``progressive``, or ``sequential``: every
+                picture once, in the order of the index, for evaluation.
+            batch_size: pictures of all processes together in one step.
+            image_size: side of the model's input in pixels.
+            seed: of order and augmentation.
+            augmentation: by default the paper's random resized crop and flip; its centre crop for ``sequential``.
+            decoder: ``dali``, ``torch`` (CPU threads), or ``auto``: DALI where there is a GPU, else threads.
+            device: where batches are; by default the GPU where there is one.
+            num_threads: that read and decode; by default one per core of this process's share of the machine.
+            prefetch: batches that are prepared ahead of time.
+            rank: of this process; by default as torch.distributed says, else 0.
+            world_size: number of processes; likewise, else 1.
+            total_steps: of the whole run; only ``sampling="progressive"`` needs it.
+            max_bad_share: of the split's pictures; more undecodable ones are an error (one alone never is).
+            on_bad_picture: called once with place and reason of each picture that cannot be decoded, from any thread.
+
+        Raises:
+            InputError: shards or settings cannot be used.
+        """
+        self.shards = ShardSet(shards, split)
+        self.rank, self.world_size = _place(rank, world_size)
+        self._check(sampling, batch_size, image_size, decoder, prefetch)
+        self.sampling, self.batch_size, self.image_size, self.seed = sampling, batch_size, image_size, seed
+        self.is_sequential = sampling == "sequential"
+        self.augmentation = augmentation or Augmentation(crop="center" if self.is_sequential else "random_resized_crop")
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.epoch = 0
+        self.bad_pictures: dict[int, str] = {}
+        self._on_bad_picture = on_bad_picture
+        self._remembering = threading.Lock()
+        self._num_bad_allowed = max(1, int(max_bad_share * len(self.shards)))
+        self._order: Order | None = None
+        if not self.is_sequential:
+            num_draws = total_steps * batch_size if total_steps else None
+            self._order = make_order(sampling, self.shards.index.starts, seed, num_draws)
+        num_threads = num_threads or _num_cores()
+        self._pool = _thread_pool(num_threads)
+        self._prefetch = prefetch
+        self._ahead = ThreadPoolExecutor(prefetch, thread_name_prefix="cbd-batch")
+        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self._decode = self._make_decoder(decoder, num_threads)
+
+    def __len__(self) -> int:
+        """Steps of one pass: whole batches in training, all pictures with ``sequential``."""
+        num_pictures = len(self.shards)
+        if self.is_sequential:
+            return -(-num_pictures // self.batch_size)
+        return max(1, num_pictures // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """One pass over as many pictures as the split has; the next one goes on where it ended."""
+        epoch, self.epoch = self.epoch, self.epoch + 1
+        first = 0 if self.is_sequential else epoch * len(self)
+        return self.steps(first, first + len(self))
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the threads and closes the shards; batches that are being made are finished first."""
+        self._ahead.shutdown(cancel_futures=True)
+        self._pool.shutdown()
+        self.shards.close()
+
+    def steps(self, first: int, end: int) -> Iterator[Batch]:
+        """Batches of the global steps ``first`` up to, not including, ``end``, prepared ahead of time.
+
+        Any step may be the first one: a resumed run calls ``steps(last_step + 1, ...)`` and loses nothing.
+        """
+        pending: deque[Future[tuple[Batch, torch.cuda.Event | None]]] = deque()
+        upcoming = iter(range(first, end))
+        try:
+            while True:
+                while len(pending) < self._prefetch and (step := next(upcoming, None)) is not None:
+                    pending.append(self._ahead.submit(self._make, step))
+                if not pending:
+                    return
+                batch, made = pending.popleft().result()
+                if made is not None:
+                    # the training stream waits for the batch, this thread does not
+                    stream = torch.cuda.current_stream(self.device)
+                    stream.wait_event(made)
+                    batch.images.record_stream(stream)
+                    batch.labels.record_stream(stream)
+                yield batch
+        finally:
+            for future in pending:
+                future.cancel()
+
+    def batch(self, step: int) -> Batch:
+        """The batch of one global step, ready to use."""
+        return next(self.steps(step, step + 1))
+
+    def plan(self, step: int) -> Plan:
+        """Which pictures, boxes, flips and colours this process's part of a global step has."""
+        positions = self._positions(step)
+        draws = step * self.batch_size + positions
+        rows = draws if self._order is None else self._order(draws)
+        if self.bad_pictures:
+            rows = np.array([self._usable(int(row)) for row in rows], np.int64)
+        places = self.shards.index.rows[rows]
+        return make_plan(
+            self.augmentation,
+            rows=rows,
+            sizes=np.stack([places["height"], places["width"]], axis=1),
+            image_size=self.image_size,
+            seed=self.seed,
+            step=step,
+            positions=positions,
+        )
+
+    def _positions(self, step: int) -> np.ndarray:
+        """Places in the global batch: the r-th slice for rank r; with ``sequential`` only as far as pictures go."""
+        share = self.batch_size // self.world_size
+        positions = np.arange(self.rank * share, (self.rank + 1) * share)
+        if self.is_sequential:
+            positions = positions[step * self.batch_size + positions < len(self.shards)]
+        return positions
+
+    def _make(self, step: int) -> tuple[Batch, torch.cuda.Event | None]:
+        """Makes a batch on the loader's own stream; the event says when it is there."""
+        if self._stream is None:
+            return self._finished(step), None
+        with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
+            return self._finished(step), self._stream.record_event()
+
+    def _finished(self, step: int) -> Batch:
+        plan, pixels = self._decoded(step)
+        labels = self.shards.index.rows["label"][plan.rows].astype(np.int64)
+        return Batch(
+            images=finish(pixels.to(self.device, non_blocking=True), plan),
+            labels=torch.from_numpy(labels).to(self.device, non_blocking=True),
+            ids=torch.from_numpy(plan.rows),
+            step=step,
+        )
+
+    def _decoded(self, step: int) -> tuple[Plan, torch.Tensor]:
+        """Crops of a step; what cannot be decoded is replaced by the next picture of its class, or left out."""
+        plan = self.plan(step)
+        crops = self._read_and_decode(plan)
+        pixels, bad = crops.pixels, crops.bad
+        if bad and self.is_sequential:
+            self._remember(plan, bad)
+            kept = np.array([position for position in range(len(plan)) if position not in bad], np.int64)
+            return plan.take(kept), pixels[torch.from_numpy(kept).to(pixels.device)]
+        while bad:
+            self._remember(plan, bad)
+            positions = np.array(sorted(bad))
+            plan = self.plan(step)  # now with the next pictures of their classes
+            crops = self._read_and_decode(plan.take(positions))
+            pixels[torch.from_numpy(positions).to(pixels.device)] = crops.pixels
+            bad = {int(positions[position]): reason for position, reason in crops.bad.items()}
+        return plan, pixels
+
+    def _read_and_decode(self, plan: Plan) -> Crops:
+        if not len(plan):
+            return Crops(torch.empty((0, self.image_size, self.image_size, 3), dtype=torch.uint8), {})
+        rows = plan.rows.tolist()
+        self.shards.read_ahead(rows)
+        encoded = list(self._pool.map(self._read, rows))
+        return self._decode(encoded, plan)
+
+    def _read(self, row: int) -> np.ndarray:
+        try:
+            return self.shards.read(row)
+        except OSError:
+            return np.zeros(1, np.uint8)  # not a picture: the decoder reports it
+
+    def _usable(self, row: int) -> int:
+        usable = row
+        while usable in self.bad_pictures:
+            usable = self.shards.index.next_in_class(usable)
+            if usable == row:
+                name = self.shards.manifest.classes[int(self.shards.index.rows["label"][row])]
+                raise RunError(f"{self.shards.folder}: no picture of class {name!r} can be decoded")
+        return usable
+
+    def _remember(self, plan: Plan, bad: dict[int, str]) -> None:
+        with self._remembering:
+            new = {int(plan.rows[position]): reason for position, reason in bad.items()}
+            for row in new.keys() - self.bad_pictures.keys():
+                self.bad_pictures[row] = new[row]
+                if self._on_bad_picture:
+                    self._on_bad_picture(self.shards.name(row), new[row])
+        if len(self.bad_pictures) > self._num_bad_allowed:
+            named = [f"{self.shards.name(row)} ({why})" for row, why in list(self.bad_pictures.items())[:NUM_BAD_NAMED]]
+            raise RunError(
+                f"{self.shards.folder}: {len(self.bad_pictures)} of {len(self.shards)} pictures cannot be decoded, "
+                f"more than max_bad_share allows ({self._num_bad_allowed}); the first: {'; '.join(named)}"
+            )
+
+    def _make_decoder(self, name: str, num_threads: int) -> Decoder:
+        reference = TorchDecoder(self._pool, self.image_size, pin_memory=self.device.type == "cuda")
+        if name == "torch" or (name == "auto" and self.device.type != "cuda"):
+            return reference
+        return DaliDecoder(
+            reference,
+            device=self.device,
+            batch_size=self.batch_size // self.world_size,
+            image_size=self.image_size,
+            pads=self.augmentation.pads,
+            num_threads=num_threads,
+        )
+
+    def _check(self, sampling: str, batch_size: int, image_size: int, decoder: str, prefetch: int) -> None:
+        for name, value, allowed in (("sampling", sampling, SAMPLINGS), ("decoder", decoder, DECODERS)):
+            if value not in allowed:
+                raise InputError(f"{name}={value!r}: must be one of {', '.join(allowed)}")
+        for name, number in (("batch_size", batch_size), ("image_size", image_size), ("prefetch", prefetch)):
+            if number < 1:
+                raise InputError(f"{name}={number}: must be at least 1")
+        if batch_size % self.world_size:
+            raise InputError(
+                f"batch_size={batch_size}: must be a multiple of the {self.world_size} processes, which share it"
+            )
+
+
+def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if world_size is None:
+        world_size = torch.distributed.get_world_size() if is_distributed else 1
+    if rank is None:
+        rank = torch.distributed.get_rank() if is_distributed else 0
+    if not 0 <= rank < world_size:
+        raise InputError(f"rank={rank}: must be 0 or more and below world_size={world_size}")
+    return rank, world_size
+
+
+def _num_cores() -> int:
+    """Cores for this process: those it may use, shared with the other processes of this machine."""
+    num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, len(os.sched_getaffinity(0)) // num_processes)
+
+
+def _thread_pool(num_threads: int) -> ThreadPoolExecutor:
+    """Threads in each of which PyTorch computes on one core: the parallelism is over pictures."""
+    num_inside = torch.get_num_threads()
+    ready = threading.Barrier(num_threads + 1)
+
+    def use_one_core() -> None:
+        torch.get_num_threads()  # PyTorch gives a thread its default on first use; only then can it be changed
+        torch.set_num_threads(1)
+        ready.wait()
+
+    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="cbd-picture")
+    for _ in range(num_threads):
+        pool.submit(use_one_core)
+    ready.wait()
+    torch.set_num_threads(num_inside)  # the setting is also the default of threads to come
+    return pool

@@ -1,0 +1,93 @@
+"""One picture: checked, and made into what a shard may hold.
+
+A shard holds JPEG, PNG and WebP pictures of 8-bit grey or RGB, which every decoder here reads alike. Bytes that are
+already so go in unchanged; any other picture (CMYK, palette, alpha, 16 bits, BMP, TIFF, ...) is stored as an RGB PNG.
+"""
+
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.io import ImageReadMode, decode_image
+
+EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedPicture:
+    """What goes into a shard. ``width`` and ``height`` are those of the coded picture, orientation tags ignored."""
+
+    data: bytes
+    extension: str
+    width: int
+    height: int
+    converted: bool
+
+
+def check_picture(data: bytes) -> CheckedPicture:
+    """Decodes a picture completely and returns it as a shard may hold it.
+
+    Args:
+        data: the bytes of a picture file of any format that Pillow reads.
+
+    Raises:
+        ValueError: the bytes are not a whole picture; the message is the reason.
+    """
+    if not data:
+        raise ValueError("the file is empty")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns about odd metadata of pictures that decode well
+            with Image.open(io.BytesIO(data)) as image:
+                if image.format in EXTENSIONS and image.mode in ("L", "RGB") and not _is_animated(image):
+                    width, height = image.size
+                    pixels = decode_rgb(np.frombuffer(data, np.uint8).copy())
+                    if pixels.dtype == torch.uint8 and tuple(pixels.shape) == (3, height, width):
+                        return CheckedPicture(
+                            data=data,
+                            extension=EXTENSIONS[image.format],
+                            width=width,
+                            height=height,
+                            converted=False,
+                        )
+                return _as_png(image)
+    except (OSError, RuntimeError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(str(error).splitlines()[0].strip() or type(error).__name__) from error
+
+
+def decode_rgb(encoded: np.ndarray) -> torch.Tensor:
+    """Decodes a JPEG, PNG or WebP file, without applying its orientation tag.
+
+    Args:
+        encoded: ``(num_bytes,)`` uint8, writable (PyTorch shares its memory).
+
+    Returns:
+        ``(3, height, width)`` uint8.
+
+    Raises:
+        RuntimeError: the bytes cannot be decoded.
+    """
+    return decode_image(torch.from_numpy(encoded), mode=ImageReadMode.RGB, apply_exif_orientation=False)
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """``(height, width)`` or ``(height, width, 3)`` uint8 as a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _is_animated(image: Image.Image) -> bool:
+    return getattr(image, "n_frames", 1) > 1
+
+
+def _as_png(image: Image.Image) -> CheckedPicture:
+    """The (first frame of the) picture as 8-bit RGB; transparency is dropped, as everywhere in the field."""
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255 instead of scaling
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    rgb = np.asarray(image.convert("RGB"))
+    height, width = rgb.shape[:2]
+    return CheckedPicture(data=encode_png(rgb), extension="png", width=width, height=height, converted=True)

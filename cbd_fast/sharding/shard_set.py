@@ -1,0 +1,147 @@
+"""ShardSet: a split of a folder of shards, opened; gives the bytes of any picture and reads ahead."""
+
+import io
+import os
+import resource
+import tarfile
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from cbd_fast.errors import InputError
+from cbd_fast.sharding.index import ClassIndex, file_crc32
+from cbd_fast.sharding.manifest import Manifest, SplitRecord, read_manifest
+
+NUM_OTHER_FILES = 256  # that a process with loaders, libraries and sockets may have open besides the shards
+
+
+class ShardSet:
+    """The shards and the index of one split.
+
+    Opening checks that manifest, index and files agree (sizes, counts, the index's crc32) without reading any shard.
+    ``read`` may be called from any number of threads.
+    """
+
+    def __init__(self, folder: str | Path, split: str) -> None:
+        """Opens a split.
+
+        Args:
+            folder: a folder of shards with its ``dataset.json``.
+            split: ``train``, ``test``, ...
+
+        Raises:
+            InputError: there is no such split, or manifest, index and files disagree.
+        """
+        self.folder = Path(folder)
+        self.split = split
+        self.manifest: Manifest = read_manifest(self.folder)
+        if split not in self.manifest.splits:
+            raise InputError(f"{self.folder}: no split {split!r}, only {', '.join(self.manifest.splits)}")
+        self.record: SplitRecord = self.manifest.splits[split]
+        self.paths = [self.folder / shard.file for shard in self.record.shards]
+        self._check_files()
+        self.index = ClassIndex.open(self.folder / self.record.index, self.num_classes)
+        self._check_index()
+        _allow_open_files(len(self.paths) + NUM_OTHER_FILES)
+        self._files: dict[int, io.FileIO] = {}
+        self._opening = threading.Lock()
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the dataset, whether this split has pictures of them or not."""
+        return len(self.manifest.classes)
+
+    @property
+    def train_counts(self) -> np.ndarray:
+        """``(num_classes,)`` int64 training pictures per class, whichever split this is."""
+        return np.array(self.manifest.splits["train"].class_counts)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def read(self, row: int) -> np.ndarray:
+        """The file of one picture.
+
+        Args:
+            row: number of the picture in the index.
+
+        Returns:
+            ``(num_bytes,)`` uint8, the caller's own.
+
+        Raises:
+            OSError: the shard cannot be read or ends too early.
+        """
+        place = self.index.rows[row]
+        data = np.empty(int(place["size"]), np.uint8)
+        shard = int(place["shard"])
+        # a positioned read, not a memory map: it leaves the interpreter's lock while it waits for a cold file
+        num_read = os.preadv(self._descriptor(shard), [data.data], int(place["offset"]))
+        if num_read != len(data):
+            raise OSError(f"{self.paths[shard]} ends at byte {int(place['offset']) + num_read}")
+        return data
+
+    def read_ahead(self, rows: Iterable[int]) -> None:
+        """Asks the system to fetch pictures that will be read soon; returns at once."""
+        for row in rows:
+            place = self.index.rows[row]
+            descriptor = self._descriptor(int(place["shard"]))
+            os.posix_fadvise(descriptor, int(place["offset"]), int(place["size"]), os.POSIX_FADV_WILLNEED)
+
+    def name(self, row: int) -> str:
+        """Where a picture is, for messages: ``shard:member``, the member's name read from its tar header."""
+        place = self.index.rows[row]
+        path = self.paths[int(place["shard"])]
+        try:
+            with open(path, "rb") as file:
+                file.seek(int(place["offset"]) - tarfile.BLOCKSIZE)
+                header = tarfile.TarInfo.frombuf(file.read(tarfile.BLOCKSIZE), "utf-8", "surrogateescape")
+        except (OSError, tarfile.HeaderError):
+            return f"{path.name}: byte {int(place['offset'])}"
+        return f"{path.name}:{header.name}"
+
+    def close(self) -> None:
+        """Closes the files; ``read`` opens them again."""
+        with self._opening:
+            while self._files:
+                self._files.popitem()[1].close()
+
+    def _descriptor(self, shard: int) -> int:
+        if shard not in self._files:
+            with self._opening:
+                if shard not in self._files:
+                    self._files[shard] = open(self.paths[shard], "rb", buffering=0)  # noqa: SIM115
+        return self._files[shard].fileno()
+
+    def _check_files(self) -> None:
+        for path, shard in zip(self.paths, self.record.shards, strict=True):
+            if not path.is_file():
+                raise InputError(f"{path}: missing, but {self.folder}/dataset.json lists it; make the shards again")
+            if (found := path.stat().st_size) != shard.num_bytes:
+                raise InputError(
+                    f"{path}: {found} bytes, but dataset.json has {shard.num_bytes}; make the shards again"
+                )
+
+    def _check_index(self) -> None:
+        path, index, record = self.folder / self.record.index, self.index, self.record
+        if len(index) != record.num_pictures or index.counts.tolist() != record.class_counts:
+            raise InputError(
+                f"{path}: {len(index)} pictures, with other counts per class than the {record.num_pictures} of "
+                "dataset.json; make the shards again"
+            )
+        if file_crc32(path) != record.index_crc32:
+            raise InputError(f"{path}: not the index that dataset.json was written with; make the shards again")
+
+
+def _allow_open_files(num_files: int) -> None:
+    """Raises this process's limit of open files where it is lower; often it is 1024 and may be half a million."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= num_files:
+        return
+    if hard != resource.RLIM_INFINITY and hard < num_files:
+        raise InputError(
+            f"the shards need {num_files} open files, but this system allows {hard}; raise the limit (ulimit -Hn) "
+            "or make larger shards (--shard-megabytes)"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (num_files, hard))

@@ -1,0 +1,180 @@
+"""Trains teachers and a class-balanced student.
+
+accelerate launch -m cbd_fast.train --config configs/digits_lt.yaml [key=value ...]
+"""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from rich.table import Table
+
+from cbd_fast.config import Config, describe_settings, read_config
+from cbd_fast.dashboard import Dashboard, PlannedModel, comparison, make_dashboard
+from cbd_fast.errors import InputError, run_command
+from cbd_fast.loading.loader import Loader
+from cbd_fast.sharding.shard_set import ShardSet
+from cbd_fast.training.checkpoint import read_result
+from cbd_fast.training.engine import Surroundings, train
+from cbd_fast.training.records import SUMMARY_NAME, Records
+from cbd_fast.training.stages import Job, build_stage, plan_jobs
+
+
+def main() -> None:
+    """Checks everything, trains what is not finished, and reports."""
+    config = read_config(*parse_arguments())
+    shards = open_shards(config)
+    jobs = plan_jobs(config, shards)
+    accelerator = make_accelerator(config)
+    records = Records(Path(config.output), is_main=accelerator.is_main_process, rank=accelerator.process_index)
+    dashboard = make_dashboard(accelerator.is_main_process)
+    records.start(config)
+    dashboard.start(describe_run(config, shards, accelerator), [planned(job) for job in jobs])
+    began = time.perf_counter()
+    try:
+        run(jobs, config, accelerator, records, dashboard)
+    finally:
+        dashboard.stop()
+    if accelerator.is_main_process:
+        report(config, jobs, shards, records, time.perf_counter() - began)
+    accelerator.end_training()
+
+
+def run(jobs: list[Job], config: Config, accelerator: Accelerator, records: Records, dashboard: Dashboard) -> None:
+    """Trains the models one after the other, passing over those that are finished."""
+    with test_loader(config, accelerator, records) as loader:
+        around = Surroundings(
+            config=config, accelerator=accelerator, records=records, dashboard=dashboard, test_loader=loader
+        )
+        for job in jobs:
+            if (result := read_result(job.folder)) is not None:
+                dashboard.note(f"{job.name} is finished already")
+                dashboard.evaluated(job.name, job.num_steps, result["metrics"])
+                continue
+            train(build_stage(job, config), around)
+
+
+def parse_arguments() -> tuple[Path, list[str]]:
+    """The config file and the overrides."""
+    parser = argparse.ArgumentParser(
+        prog="cbd_fast.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", required=True, help="settings of the run, in YAML")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
+    parser.add_argument("--list-settings", action=ListSettings, help="print every setting and exit")
+    arguments = parser.parse_args()
+    return arguments.config, arguments.overrides
+
+
+class ListSettings(argparse.Action):
+    """Prints name, type, default and meaning of every setting."""
+
+    def __init__(self, option_strings: list[str], dest: str, **rest: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, **rest)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        table = Table("setting", "type", "default", "meaning", show_lines=False)
+        for row in describe_settings():
+            table.add_row(*row)
+        Console().print(table, markup=False)
+        parser.exit()
+
+
+def open_shards(config: Config) -> ShardSet:
+    """Opens the training split and checks that the config is made for it."""
+    shards = ShardSet(config.data.shards, "train")
+    if shards.num_classes != config.data.num_classes:
+        raise InputError(
+            f"data.num_classes: {config.data.num_classes}, but {config.data.shards} has {shards.num_classes} "
+            "classes; use the config that goes with these shards"
+        )
+    if "test" not in shards.manifest.splits:
+        raise InputError(f"{config.data.shards}: has no test split to evaluate on; make the shards with --test")
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    share = num_processes * config.optimization.accumulation
+    if config.optimization.global_batch % share:
+        raise InputError(
+            f"optimization.global_batch: {config.optimization.global_batch} is not a multiple of {num_processes} "
+            f"processes x accumulation {config.optimization.accumulation} = {share}"
+        )
+    return shards
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """Joins the processes; on the CPU where there is no accelerator."""
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.optimization.accumulation,
+        cpu=not torch.cuda.is_available(),
+    )
+    if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        # Accelerate would silently compute in float32 here; PyTorch itself does know fp16 on the CPU
+        accelerator.native_amp, accelerator.scaler = True, torch.amp.GradScaler("cpu")
+    return accelerator
+
+
+def test_loader(config: Config, accelerator: Accelerator, records: Records) -> Loader:
+    """Every test picture once, each process its part."""
+    return Loader(
+        config.data.shards,
+        split="test",
+        sampling="sequential",
+        batch_size=config.optimization.global_batch,
+        image_size=config.data.image_size,
+        augmentation=config.data.augmentation.for_test(),
+        decoder=config.runtime.decoder,
+        device=accelerator.device,
+        num_threads=config.runtime.num_threads,
+        prefetch=config.runtime.prefetch,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        max_bad_share=config.runtime.max_bad_share,
+        on_bad_picture=records.bad_picture,
+    )
+
+
+def planned(job: Job) -> PlannedModel:
+    """A job as the dashboard knows it."""
+    return PlannedModel(name=job.name, num_steps=job.num_steps, num_teachers=job.num_teachers)
+
+
+def describe_run(config: Config, shards: ShardSet, accelerator: Accelerator) -> str:
+    """The run in one line."""
+    device = torch.cuda.get_device_name() if accelerator.device.type == "cuda" else "CPU"
+    return (
+        f"{config.output}: {config.model.backbone} on {config.data.shards} ({len(shards):,} pictures, "
+        f"{shards.num_classes:,} classes), {accelerator.num_processes} x {device}, {config.mixed_precision}"
+    )
+
+
+def report(config: Config, jobs: list[Job], shards: ShardSet, records: Records, seconds: float) -> None:
+    """Writes summary.json and per_class.csv and prints the comparison of teachers and student."""
+    results = {job.name: result for job in jobs if (result := read_result(job.folder)) is not None}
+    metrics = {name: result["metrics"] for name, result in results.items()}
+    student = metrics.get("student")
+    records.summarize(
+        {
+            "teachers": [values for name, values in metrics.items() if name != "student"],
+            "student": student,
+            "selected": "last checkpoint",
+            "evaluated_on": "test",
+            "seconds": round(seconds, 1),
+        }
+    )
+    counts = {name: np.array(result["counts"]) for name, result in results.items()}
+    records.write_per_class(shards.manifest.classes, shards.record.class_counts, counts)
+    console = Console()
+    console.print(comparison({job.name: (job.num_steps, metrics[job.name]) for job in jobs if job.name in metrics}))
+    console.print(f"{Path(config.output) / SUMMARY_NAME} written", highlight=False)
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    run_command(main)

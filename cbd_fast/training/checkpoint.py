@@ -1,0 +1,114 @@
+"""Models and optimisers in files: safetensors and JSON, never a pickle; each checkpoint whole or not there."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from cbd_fast.errors import InputError
+from cbd_fast.files import whole_folder, write_whole
+
+MODEL_NAME, OPTIMIZER_NAME, STATE_NAME, RESULT_NAME = (
+    "model.safetensors",
+    "optimizer.safetensors",
+    "state.json",
+    "result.json",
+)
+
+
+def save_checkpoint(
+    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.SGD, state: dict[str, Any]
+) -> None:
+    """Writes ``folder/checkpoint-<step>`` and removes older ones.
+
+    Args:
+        folder: of the model in the run.
+        step: how many steps are done.
+        model: not wrapped.
+        optimizer: of the model's parameters, in their order.
+        state: what else the run needs to go on, for JSON.
+    """
+    path = folder / f"checkpoint-{step:08d}"
+    older = checkpoints(folder)
+    if path in older:
+        return
+    with whole_folder(path) as temporary:
+        save_file(_contiguous(model.state_dict()), temporary / MODEL_NAME)
+        save_file(_momenta(model, optimizer), temporary / OPTIMIZER_NAME)
+        (temporary / STATE_NAME).write_text(json.dumps(state | {"step": step}))
+    for old in older:
+        shutil.rmtree(old)
+
+
+def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, Any] | None:
+    """Puts the last checkpoint into model and optimiser and returns its state; None if there is none."""
+    found = checkpoints(folder)
+    if not found:
+        return None
+    load_weights(found[-1] / MODEL_NAME, model)
+    momenta = load_file(found[-1] / OPTIMIZER_NAME)
+    for name, parameter in model.named_parameters():
+        if name in momenta:
+            # in the parameter's memory layout, or every later step would be slower
+            buffer = torch.empty_like(parameter).copy_(momenta[name])
+            optimizer.state[parameter]["momentum_buffer"] = buffer
+    return read_state(folder)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints of a model, oldest first."""
+    return sorted(path for path in folder.glob("checkpoint-*") if path.suffix == "")
+
+
+def read_state(folder: Path) -> dict[str, Any] | None:
+    """State of the last checkpoint, without its tensors; None if there is none."""
+    found = checkpoints(folder)
+    return json.loads((found[-1] / STATE_NAME).read_text()) if found else None
+
+
+def save_finished(folder: Path, model: nn.Module, result: dict[str, Any]) -> None:
+    """Writes a finished model's weights, then its result, which marks it as finished; removes checkpoints."""
+    temporary = folder / (MODEL_NAME + ".partial")
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(_contiguous(model.state_dict()), temporary)
+    temporary.replace(folder / MODEL_NAME)
+    write_whole(folder / RESULT_NAME, json.dumps(result, indent=1) + "\n")
+    for path in checkpoints(folder):
+        shutil.rmtree(path)
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """Result of a finished model; None if it is not finished."""
+    path = folder / RESULT_NAME
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Puts the weights of a file into a model.
+
+    Raises:
+        InputError: the file is missing, damaged, or of another model.
+    """
+    try:
+        model.load_state_dict(load_file(path))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"{path}: not the weights of this model ({str(error).splitlines()[0]})") from error
+    except Exception as error:  # safetensors has an exception of its own that is not public
+        raise InputError(f"{path}: damaged ({error}); remove its folder to train it again") from error
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _momenta(model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, Tensor]:
+    momenta = {
+        name: optimizer.state[parameter].get("momentum_buffer")
+        for name, parameter in model.named_parameters()
+        if parameter in optimizer.state
+    }
+    return _contiguous({name: momentum for name, momentum in momenta.items() if momentum is not None})

@@ -1,0 +1,213 @@
+"""The one training loop of both stages."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import Tensor
+
+from cbd_fast.config import Config
+from cbd_fast.dashboard import Dashboard
+from cbd_fast.errors import RunError
+from cbd_fast.loading.loader import Batch, Loader
+from cbd_fast.training.checkpoint import load_checkpoint, save_checkpoint, save_finished
+from cbd_fast.training.evaluate import count_correct, summarize
+from cbd_fast.training.models import CosineModel
+from cbd_fast.training.optim import cosine_learning_rate, make_optimizer
+from cbd_fast.training.records import Records
+from cbd_fast.training.stages import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What a stage is trained with: settings, processes, the run's records and the person who watches."""
+
+    config: Config
+    accelerator: Accelerator
+    records: Records
+    dashboard: Dashboard
+    test_loader: Loader
+
+
+def train(stage: Stage, around: Surroundings) -> None:
+    """Trains a model from its last checkpoint, or from the start, to its end, and evaluates it.
+
+    Raises:
+        RunError: the loss is not finite, or too many pictures cannot be decoded.
+    """
+    config, accelerator, job = around.config, around.accelerator, stage.job
+    settings, runtime = config.optimization, config.runtime
+    layout = torch.channels_last if runtime.channels_last else torch.contiguous_format
+    model = stage.model.to(accelerator.device).to(memory_format=layout)
+    teachers = stage.teachers.to(accelerator.device).to(memory_format=layout) if stage.teachers else None
+    optimizer = make_optimizer(model, settings)
+    state = load_checkpoint(job.folder, model, optimizer)
+    first = state["step"] if state else 0
+    if runtime.compile:
+        model.compile()
+    if accelerator.scaler is not None:  # fp16; each model's loss scale is its own
+        accelerator.scaler = torch.amp.GradScaler(accelerator.device.type)
+        if state:
+            accelerator.scaler.load_state_dict(state["scaler"])
+    wrapped, prepared_optimizer = accelerator.prepare(model, optimizer)
+    around.records.rewind(job.name, first)
+    meter = _Meter(around, stage, first)
+
+    def state_now() -> dict[str, Any]:
+        scaler = accelerator.scaler
+        return {"identity": job.identity, "scaler": scaler.state_dict() if scaler is not None else None}
+
+    with _train_loader(stage, around) as loader:
+        for batch in meter.waiting(loader.steps(first, job.num_steps)):
+            if runtime.record_batches:
+                around.records.log_batch(job.name, batch.step, loader.plan(batch.step))
+            for group in optimizer.param_groups:
+                group["lr"] = cosine_learning_rate(settings.learning_rate, batch.step, job.num_steps)
+            for images, labels in _parts(batch, settings.accumulation):
+                with accelerator.accumulate(wrapped):
+                    with accelerator.autocast():
+                        target = teachers(images) if teachers else None
+                        output = wrapped(images)
+                    losses = stage.losses(output, labels, target)
+                    accelerator.backward(losses["loss"])
+                    prepared_optimizer.step()
+                    prepared_optimizer.zero_grad()
+                meter.add(losses, output.logits, labels)
+            done = batch.step + 1
+            is_last = done == job.num_steps
+            if done % runtime.log_every == 0 or is_last:
+                meter.log(done, optimizer.param_groups[0]["lr"], loader)
+            if is_last:
+                break
+            if done % runtime.checkpoint_every == 0:
+                _agree_on_buffers(model, accelerator)
+                if accelerator.is_main_process:
+                    save_checkpoint(job.folder, done, model, optimizer, state_now())
+            if runtime.evaluate_every and done % runtime.evaluate_every == 0:
+                meter.evaluate(model, done)
+
+    result = meter.evaluate(model, job.num_steps)
+    if accelerator.is_main_process:
+        save_finished(job.folder, model, result | {"identity": job.identity})
+    accelerator.wait_for_everyone()
+    accelerator.free_memory(wrapped, prepared_optimizer)
+
+
+class _Meter:
+    """Adds up on the device what is logged; waits for the device only when a line is written."""
+
+    def __init__(self, around: Surroundings, stage: Stage, first: int) -> None:
+        self._around, self._job = around, stage.job
+        self._restart(first)
+        around.dashboard.begin(stage.job.name, first)
+
+    def waiting(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Passes batches on and measures how long each was waited for."""
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            self._seconds_waited += time.perf_counter() - asked
+            if batch is None:
+                return
+            yield batch
+
+    def add(self, losses: dict[str, Tensor], logits: Tensor, labels: Tensor) -> None:
+        """Adds one part of a batch; means become sums over pictures, so that parts and processes add up."""
+        self._num_pictures += len(labels)
+        sums = {name: loss.detach() * len(labels) for name, loss in losses.items()}
+        sums["correct"] = (logits.detach().argmax(dim=1) == labels).sum()
+        for name, value in sums.items():
+            self._sums[name] = self._sums.get(name, 0) + value
+
+    def log(self, step: int, learning_rate: float, loader: Loader) -> None:
+        """Writes and shows the means since the last line."""
+        accelerator = self._around.accelerator
+        names = sorted(self._sums)
+        on_device = torch.stack([self._sums[name].float() for name in names])
+        on_host = torch.tensor([self._num_pictures, self._seconds_waited, len(loader.bad_pictures)])
+        local = torch.cat([on_device, on_host.to(on_device)])
+        *sums, num_pictures, waited, num_bad = accelerator.reduce(local, "sum").tolist()
+        means = {name: total / num_pictures for name, total in zip(names, sums, strict=True)}
+        train_top1 = 100 * means.pop("correct")
+        if not all(abs(mean) < float("inf") for mean in means.values()):
+            raise RunError(
+                f"{self._job.name}: the loss is not finite somewhere in steps {self._last_step + 1} to {step} "
+                f"({means}); lower optimization.base_learning_rate, or use mixed_precision=bf16 instead of fp16"
+            )
+        seconds = time.perf_counter() - self._since
+        record = {
+            "model": self._job.name,
+            "step": step,
+            **means,
+            "train_top1": train_top1,
+            "learning_rate": learning_rate,
+            "pictures_per_second": num_pictures / seconds,
+            "data_wait_share": waited / accelerator.num_processes / seconds,
+            "memory_gigabytes": _memory_bytes(accelerator.device) / 1e9,
+            "bad_pictures": int(num_bad),
+        }
+        self._around.records.log(record)
+        self._around.dashboard.log(record)
+        self._restart(step)
+
+    def evaluate(self, model: CosineModel, step: int) -> dict[str, Any]:
+        """Evaluates on the test split, writes and shows it; returns metrics and counts."""
+        began = time.perf_counter()
+        _agree_on_buffers(model, self._around.accelerator)
+        loader = self._around.test_loader
+        counts = count_correct(model, loader, self._around.accelerator)
+        evaluation = summarize(counts, loader.shards.train_counts)
+        record = {"model": self._job.name, "step": step, "split": loader.shards.split, **evaluation.to_dict()}
+        self._around.records.log(record)
+        self._around.dashboard.evaluated(self._job.name, step, evaluation.to_dict())
+        self._since += time.perf_counter() - began  # the rate is that of training
+        return {"metrics": evaluation.to_dict(), "counts": counts.tolist()}
+
+    def _restart(self, step: int) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._num_pictures, self._seconds_waited = 0, 0.0
+        self._last_step, self._since = step, time.perf_counter()
+
+
+def _train_loader(stage: Stage, around: Surroundings) -> Loader:
+    config, job = around.config, stage.job
+    return Loader(
+        config.data.shards,
+        split="train",
+        sampling=job.sampling,
+        batch_size=config.optimization.global_batch,
+        image_size=config.data.image_size,
+        seed=job.seed,
+        augmentation=job.augmentation,
+        decoder=config.runtime.decoder,
+        device=around.accelerator.device,
+        num_threads=config.runtime.num_threads,
+        prefetch=config.runtime.prefetch,
+        rank=around.accelerator.process_index,
+        world_size=around.accelerator.num_processes,
+        total_steps=job.num_steps,
+        max_bad_share=config.runtime.max_bad_share,
+        on_bad_picture=around.records.bad_picture,
+    )
+
+
+def _parts(batch: Batch, num_parts: int) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(batch.images.chunk(num_parts), batch.labels.chunk(num_parts), strict=True)
+
+
+def _agree_on_buffers(model: torch.nn.Module, accelerator: Accelerator) -> None:
+    """Gives every process the main one's batch-norm statistics, which are the ones that are saved."""
+    if accelerator.num_processes > 1:
+        for buffer in model.buffers():
+            buffer.copy_(broadcast(buffer))
+
+
+def _memory_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return psutil.Process().memory_info().rss

@@ -1,0 +1,170 @@
+"""Backbones, and the cosine classifier with its normalised features that both stages train.
+
+After the official code of Class-Balanced Distillation (Iscen et al., BMVC 2021).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+COSINE_SCALE = 20.0  # fixed, not learned
+
+
+class Output(NamedTuple):
+    """What a model returns.
+
+    Attributes:
+        features: ``(B, D)`` float32 of length 1.
+        logits: ``(B, num_classes)`` float32.
+    """
+
+    features: Tensor
+    logits: Tensor
+
+
+class CosineModel(nn.Module):
+    """A backbone, an optional projection, normalisation, and a cosine classifier.
+
+    ``features = normalize(p(backbone(images)))``, where p is ``relu(Linear(d, projected_dim))`` or nothing, and
+    ``logits = 20 * features @ normalize(weight)``.
+    """
+
+    def __init__(self, backbone: nn.Module, feature_dim: int, num_classes: int, projected_dim: int | None = None):
+        """Builds the head.
+
+        Args:
+            backbone: from ``(B, 3, H, W)`` to ``(B, feature_dim)``.
+            feature_dim: of the backbone.
+            num_classes: of the classifier.
+            projected_dim: of the projection, which a student has whose teachers' target is wider than its features.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.projection = nn.Linear(feature_dim, projected_dim) if projected_dim else None
+        self.feature_dim = projected_dim or feature_dim
+        self.weight = nn.Parameter(torch.empty(self.feature_dim, num_classes))
+        nn.init.xavier_uniform_(self.weight)
+
+    def forward(self, images: Tensor) -> Output:
+        pooled = self.backbone(images)
+        if self.projection is not None:
+            pooled = F.relu(self.projection(pooled))
+        with torch.autocast(images.device.type, enabled=False):  # half precision is too coarse for cosines near 1
+            features = F.normalize(pooled.float(), dim=1)
+            logits = COSINE_SCALE * features @ F.normalize(self.weight, dim=0)
+        return Output(features, logits)
+
+
+class Teachers(nn.Module):
+    """Finished models whose joined features a student follows; always in eval mode, never with gradients."""
+
+    def __init__(self, models: Sequence[CosineModel]):
+        super().__init__()
+        self.models = nn.ModuleList(models).requires_grad_(False).eval()
+        self.feature_dim = sum(model.feature_dim for model in models)
+
+    def train(self, mode: bool = True) -> "Teachers":
+        """Stays in eval mode whatever is asked: batch statistics of a class-balanced batch would be wrong here."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """``(B, feature_dim)`` float32: the models' features, concatenated and normalised again."""
+        return F.normalize(torch.cat([model(images).features for model in self.models], dim=1), dim=1)
+
+
+def build_model(backbone: str, num_classes: int, target_dim: int | None = None) -> CosineModel:
+    """A model with fresh weights.
+
+    Args:
+        backbone: a name of ``BACKBONES``.
+        num_classes: of the classifier.
+        target_dim: width of the teachers' target; if it is not the backbone's, the model projects to it.
+    """
+    module, feature_dim = BACKBONES[backbone]()
+    return CosineModel(module, feature_dim, num_classes, target_dim if target_dim != feature_dim else None)
+
+
+class CifarBlock(nn.Module):
+    """Two 3 x 3 convolutions with a shortcut without parameters (option A of He et al., CVPR 2016)."""
+
+    def __init__(self, num_in: int, num_out: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(num_in, num_out, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(num_out)
+        self.conv2 = nn.Conv2d(num_out, num_out, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(num_out)
+        self.stride, self.num_added = stride, num_out - num_in
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        shortcut = x
+        if self.num_added:
+            before = self.num_added // 2
+            shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.num_added - before))
+        return F.relu(out + shortcut)
+
+
+class CifarResNet(nn.Module):
+    """The ResNet of He et al. (CVPR 2016) for CIFAR, of 6n + 2 layers: ``(B, 3, 32, 32)`` to ``(B, 64)``."""
+
+    def __init__(self, num_blocks: int):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        blocks, num_in = [], 16
+        for num_out, first_stride in ((16, 1), (32, 2), (64, 2)):
+            for number in range(num_blocks):
+                blocks.append(CifarBlock(num_in, num_out, first_stride if number == 0 else 1))
+                num_in = num_out
+        self.blocks = nn.Sequential(*blocks)
+        _init_convolutions(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(self.stem(x)).mean(dim=(2, 3))
+
+
+class SmallConvNet(nn.Sequential):
+    """Five 3 x 3 convolutions for tiny pictures: ``(B, 3, H, W)`` to ``(B, 128)``."""
+
+    def __init__(self) -> None:
+        layers: list[nn.Module] = []
+        num_in = 3
+        for num_out, stride in ((32, 1), (64, 2), (64, 1), (128, 2), (128, 1)):
+            layers += [
+                nn.Conv2d(num_in, num_out, 3, stride, 1, bias=False),
+                nn.BatchNorm2d(num_out),
+                nn.ReLU(),
+            ]
+            num_in = num_out
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        _init_convolutions(self)
+
+
+def _init_convolutions(module: nn.Module) -> None:
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+
+
+def _torchvision_resnet(name: str) -> tuple[nn.Module, int]:
+    """A residual network whose blocks begin as identities (last batch-norm zero), without its classifier."""
+    network = torchvision.models.get_model(name, weights=None, zero_init_residual=True)
+    feature_dim = network.fc.in_features
+    network.fc = nn.Identity()
+    return network, feature_dim
+
+
+def _resnet_builder(name: str) -> Callable[[], tuple[nn.Module, int]]:
+    return lambda: _torchvision_resnet(name)
+
+
+# name -> fresh backbone and the width of its features
+BACKBONES: dict[str, Callable[[], tuple[nn.Module, int]]] = {
+    **{name: _resnet_builder(name) for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")},
+    "resnet32": lambda: (CifarResNet(num_blocks=5), 64),
+    "small_convnet": lambda: (SmallConvNet(), 128),
+}

@@ -1,0 +1,162 @@
+"""The two stages: what each hands to the engine. Neither is a loop of its own."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cbd_fast.config import Config, Teacher
+from cbd_fast.errors import InputError
+from cbd_fast.loading.augment import Augmentation
+from cbd_fast.loading.hashing import hash64
+from cbd_fast.sharding.shard_set import ShardSet
+from cbd_fast.training.checkpoint import MODEL_NAME, load_weights, read_result, read_state
+from cbd_fast.training.losses import student_losses, teacher_losses
+from cbd_fast.training.models import CosineModel, Output, Teachers, build_model
+
+Losses = Callable[[Output, Tensor, Tensor | None], dict[str, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One model to be trained.
+
+    Attributes:
+        name: ``teacher-1``, ..., ``student``; also its folder in the run.
+        stage: ``one`` or ``two``.
+        seed: of weights, order and augmentation.
+        sampling: of training pictures.
+        augmentation: of training pictures.
+        num_steps: updates.
+        num_teachers: whose features it follows.
+        folder: where its files go.
+        identity: what its weights depend on.
+    """
+
+    name: str
+    stage: str
+    seed: int
+    sampling: str
+    augmentation: Augmentation
+    num_steps: int
+    num_teachers: int
+    folder: Path
+    identity: dict[str, Any]
+
+    @property
+    def is_finished(self) -> bool:
+        return read_result(self.folder) is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What the engine needs to train one model: the model itself, its teachers if any, and its losses."""
+
+    job: Job
+    model: CosineModel
+    teachers: Teachers | None
+    losses: Losses
+
+
+def plan_jobs(config: Config, shards: ShardSet) -> list[Job]:
+    """All models of a run, in the order in which they are trained.
+
+    Raises:
+        InputError: the run's folder holds models of other settings, or stage two alone lacks its teachers.
+    """
+    num_steps = config.optimization.num_steps(len(shards))
+    output, pictures = Path(config.output), {"pictures": shards.manifest.fingerprint}
+    teachers = config.stage_one.teachers
+    jobs = [
+        _teacher_job(config, number, teacher, num_steps, output / f"teacher-{number}", pictures)
+        for number, teacher in enumerate(teachers, 1)
+    ]
+    student = Job(
+        name="student",
+        stage="two",
+        seed=config.student_seed,
+        sampling=config.stage_two.sampling,
+        augmentation=config.data.augmentation,
+        num_steps=num_steps,
+        num_teachers=len(teachers),
+        folder=output / "student",
+        identity=config.identity(None) | pictures,
+    )
+    if config.stages == "two":
+        for job in jobs:
+            if not job.is_finished:
+                raise InputError(f"stages=two: {job.folder} holds no finished teacher; run stages=one or stages=both")
+    if config.stages != "one":
+        jobs.append(student)
+    for job in jobs:
+        _check_identity(job)
+    return jobs
+
+
+def build_stage(job: Job, config: Config) -> Stage:
+    """Builds a model with fresh weights as its stage wants it, and loads its teachers."""
+    torch.manual_seed(int(hash64(job.seed, 0)[0] >> 1))
+    backbone, num_classes = config.model.backbone, config.data.num_classes
+    if not job.num_teachers:
+        model = build_model(backbone, num_classes)
+        return Stage(
+            job=job,
+            model=model,
+            teachers=None,
+            losses=lambda output, labels, _: teacher_losses(output, labels),
+        )
+    folders = [job.folder.parent / f"teacher-{number}" for number in range(1, job.num_teachers + 1)]
+    teachers = Teachers([load_model(folder, backbone, num_classes) for folder in folders])
+    alpha, beta = config.stage_two.alpha, config.stage_two.beta
+
+    def losses(output: Output, labels: Tensor, target: Tensor | None) -> dict[str, Tensor]:
+        assert target is not None
+        return student_losses(output, labels, target, alpha=alpha, beta=beta)
+
+    torch.manual_seed(int(hash64(job.seed, 0)[0] >> 1))  # loading the teachers used up random numbers
+    model = build_model(backbone, num_classes, target_dim=teachers.feature_dim)
+    return Stage(job=job, model=model, teachers=teachers, losses=losses)
+
+
+def load_model(folder: Path, backbone: str, num_classes: int, target_dim: int | None = None) -> CosineModel:
+    """A finished model of a run."""
+    model = build_model(backbone, num_classes, target_dim)
+    load_weights(folder / MODEL_NAME, model)
+    return model
+
+
+def _teacher_job(
+    config: Config, number: int, teacher: Teacher, num_steps: int, folder: Path, pictures: dict[str, str]
+) -> Job:
+    return Job(
+        name=f"teacher-{number}",
+        stage="one",
+        seed=config.teacher_seed(teacher),
+        sampling=config.stage_one.sampling,
+        augmentation=config.data.augmentation.model_copy(update={"color_jitter": teacher.color_jitter}),
+        num_steps=num_steps,
+        num_teachers=0,
+        folder=folder,
+        identity=config.identity(teacher) | pictures,
+    )
+
+
+def _check_identity(job: Job) -> None:
+    """A model that was begun or finished goes on only with the settings that it began with."""
+    found = read_result(job.folder) or read_state(job.folder)
+    if found is None:
+        return
+    before = found["identity"]
+    changed = [
+        f"{name} was {before.get(name)!r}, now {job.identity.get(name)!r}"
+        for name in sorted(before.keys() | job.identity.keys())
+        if before.get(name) != job.identity.get(name)
+    ]
+    if changed:
+        raise InputError(
+            f"{job.folder} was trained with other settings ({'; '.join(changed)}); choose another output, or remove "
+            "that folder to train it again"
+        )

@@ -1,0 +1,73 @@
+"""What several test modules share: pictures, shards and the GPU marker."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from cbd_fast.sharding.sources import digits_source, folder_source
+from cbd_fast.sharding.writer import write_dataset
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU here"))
+
+
+@pytest.fixture(scope="session")
+def photos() -> list[np.ndarray]:
+    """Two real photographs, ``(427, 640, 3)`` uint8, shipped inside scikit-learn."""
+    return load_sample_images().images
+
+
+@pytest.fixture(scope="session")
+def picture_folder(photos, tmp_path_factory) -> Path:
+    """``train`` and ``test`` with three classes of 12, 5 and 2 (2 each in test) cuts of photographs, JPEG and PNG."""
+    root = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    counts = {"train": {"ant": 12, "bee": 5, "cat": 2}, "test": {"ant": 2, "bee": 2, "cat": 2}}
+    for split, classes in counts.items():
+        for label, (name, count) in enumerate(classes.items()):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = cut(photos[(label + number) % 2], rng)
+                extension = "png" if number % 4 == 1 else "jpg"
+                (root / split / name / f"{number}.{extension}").write_bytes(encoded(pixels, extension))
+    return root
+
+
+@pytest.fixture(scope="session")
+def photo_shards(picture_folder, tmp_path_factory) -> Path:
+    """The pictures of ``picture_folder`` as shards."""
+    out = tmp_path_factory.mktemp("shards") / "photos"
+    source = folder_source({split: picture_folder / split for split in ("train", "test")})
+    write_dataset(source, out, seed=0, num_workers=2)
+    return out
+
+
+def cut(photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A random piece of a photograph, 60 to 200 pixels a side."""
+    height, width = rng.integers(60, 200, 2)
+    top, left = rng.integers(0, photo.shape[0] - height), rng.integers(0, photo.shape[1] - width)
+    return photo[top : top + height, left : left + width]
+
+
+def encoded(pixels: np.ndarray, extension: str = "jpg", **options) -> bytes:
+    """A picture file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format={"jpg": "JPEG"}.get(extension, extension.upper()), **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def digits_shards(tmp_path_factory) -> Path:
+    """The long-tailed handwritten digits."""
+    out = tmp_path_factory.mktemp("shards") / "digits_lt"
+    write_dataset(digits_source(0), out, seed=0, num_workers=2)
+    return out

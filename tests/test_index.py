@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cbd_fast.errors import InputError
+from cbd_fast.sharding.index import INDEX_DTYPE, ClassIndex, write_index
+
+
+def rows_with(labels) -> np.ndarray:
+    rows = np.zeros(len(labels), INDEX_DTYPE)
+    rows["label"] = labels
+    rows["offset"] = np.arange(len(labels))
+    return rows
+
+
+def test_a_row_has_32_bytes():
+    assert INDEX_DTYPE.itemsize == 32  # 14 million pictures: 448 MB
+
+
+@given(st.lists(st.integers(0, 9), max_size=60), st.integers(10, 12))
+def test_starts_are_those_of_a_plain_search(labels, num_classes):
+    labels = np.sort(np.array(labels, np.uint32))
+    index = ClassIndex.from_rows(rows_with(labels), num_classes)
+    np.testing.assert_array_equal(index.starts, np.searchsorted(labels, np.arange(num_classes + 1)))
+    np.testing.assert_array_equal(index.counts, np.bincount(labels, minlength=num_classes))
+
+
+def test_written_rows_are_grouped_by_class_and_mapped(tmp_path):
+    path = tmp_path / "index.npy"
+    write_index(path, rows_with([2, 0, 1, 0, 2]))
+    index = ClassIndex.open(path, 3)
+    assert isinstance(index.rows, np.memmap)
+    assert index.rows["label"].tolist() == [0, 0, 1, 2, 2]
+    assert index.rows["offset"].tolist() == [1, 3, 2, 0, 4]
+    assert index.counts.tolist() == [2, 1, 2]
+
+
+def test_next_in_class_goes_round():
+    index = ClassIndex.from_rows(rows_with([0, 0, 0, 1]), 2)
+    assert [index.next_in_class(row) for row in range(4)] == [1, 2, 0, 3]
+
+
+def test_what_is_no_index_is_refused(tmp_path):
+    path = tmp_path / "index.npy"
+    with pytest.raises(InputError, match="not a readable index"):
+        ClassIndex.open(path, 3)
+    path.write_bytes(b"nothing")
+    with pytest.raises(InputError, match="not a readable index"):
+        ClassIndex.open(path, 3)
+    np.save(path, np.zeros(3))
+    with pytest.raises(InputError, match="float64"):
+        ClassIndex.open(path, 3)
+    np.save(path, np.array([{}]), allow_pickle=True)
+    with pytest.raises(InputError, match="not a readable index"):
+        ClassIndex.open(path, 3)

@@ -1,0 +1,74 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cbd_fast.sharding.pictures import check_picture
+
+from .conftest import encoded
+
+
+def read(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+@pytest.mark.parametrize("extension", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("is_grey", [False, True])
+def test_ordinary_pictures_go_in_unchanged(photos, extension, is_grey):
+    pixels = photos[0][:50, :70]
+    data = encoded(pixels[:, :, 0] if is_grey else pixels, extension)
+    checked = check_picture(data)
+    assert checked.data == data
+    assert (checked.extension, checked.width, checked.height, checked.converted) == (extension, 70, 50, False)
+
+
+def test_the_format_counts_not_the_name(photos):
+    assert check_picture(encoded(photos[0], "png")).extension == "png"
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "P", "LA", "RGBA", "1"])
+def test_odd_modes_become_rgb_png(photos, mode):
+    image = Image.fromarray(photos[0][:40, :60]).convert(mode)
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG" if mode == "CMYK" else "PNG")
+    checked = check_picture(buffer.getvalue())
+    assert (checked.extension, checked.converted) == ("png", True)
+    expected = np.asarray(Image.open(buffer).convert("RGB"))
+    np.testing.assert_array_equal(read(checked.data), expected)
+
+
+@pytest.mark.parametrize("extension", ["bmp", "tiff", "gif"])
+def test_other_formats_become_png(photos, extension):
+    checked = check_picture(encoded(photos[0][:40, :60], extension))
+    assert (checked.extension, checked.width, checked.height) == ("png", 60, 40)
+
+
+def test_16_bits_are_scaled_not_clipped():
+    pixels = np.array([[0, 257 * 10, 65535]], np.uint16)
+    checked = check_picture(encoded(pixels, "png"))
+    assert read(checked.data)[0, :, 0].tolist() == [0, 10, 255]
+
+
+def test_orientation_tag_is_ignored(photos):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    checked = check_picture(encoded(photos[0][:40, :60], exif=exif))
+    assert (checked.width, checked.height) == (60, 40)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda data: b"", "empty"),
+        (lambda data: b"hello, I am a text", "cannot identify"),
+        (lambda data: data[: len(data) // 2], None),
+        (lambda data: data[:200], None),
+    ],
+)
+@pytest.mark.parametrize("extension", ["jpg", "png"])
+def test_bad_pictures_have_a_reason(photos, damage, reason, extension):
+    with pytest.raises(ValueError, match=reason) as error:
+        check_picture(damage(encoded(photos[0], extension)))
+    assert str(error.value).strip()
+    assert "\n" not in str(error.value)
