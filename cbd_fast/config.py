@@ -106,7 +106,11 @@ class Runtime(Settings):
     """How a run is carried out; nothing here changes what is learned, but for rounding."""
 
     decoder: Literal["auto", "dali", "torch"] = Field("auto", description="auto: DALI on a GPU, else CPU threads")
-    num_threads: int | None = Field(None, gt=0, description="per process; by default its share of the cores")
+    num_threads: int | None = Field(
+        None,
+        gt=0,
+        description="of each process, for loading and, without a GPU, for computing; by default its share of the cores",
+    )
     prefetch: int = Field(2, gt=0, description="batches that are prepared ahead of time")
     max_bad_share: float = Field(0.01, ge=0, le=1, description="of pictures that may turn out undecodable")
     channels_last: bool = Field(True, description="memory layout of pictures and weights")

@@ -1,5 +1,6 @@
 """The one exception for bad input, and the exit codes of every command."""
 
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -24,9 +25,13 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     try:
         main()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # every process of a launcher finds the same
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
     except RunError as error:
         print(f"failed: {error}", file=sys.stderr)
+        sys.exit(EXIT_FAILED)
+    except KeyboardInterrupt:
+        print("failed: interrupted; the same command goes on from where it can", file=sys.stderr)
         sys.exit(EXIT_FAILED)
     sys.exit(EXIT_DONE)

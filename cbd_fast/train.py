@@ -19,17 +19,18 @@ from rich.table import Table
 from cbd_fast.config import Config, describe_settings, read_config
 from cbd_fast.dashboard import Dashboard, PlannedModel, comparison, make_dashboard
 from cbd_fast.errors import InputError, run_command
-from cbd_fast.loading.loader import Loader
+from cbd_fast.loading.loader import Loader, num_cores
 from cbd_fast.sharding.shard_set import ShardSet
 from cbd_fast.training.checkpoint import read_result
 from cbd_fast.training.engine import Surroundings, train
-from cbd_fast.training.records import SUMMARY_NAME, Records
+from cbd_fast.training.records import CONFIG_NAME, SUMMARY_NAME, Records
 from cbd_fast.training.stages import Job, build_stage, plan_jobs
 
 
 def main() -> None:
     """Checks everything, trains what is not finished, and reports."""
     config = read_config(*parse_arguments())
+    check_output(Path(config.output))
     shards = open_shards(config)
     jobs = plan_jobs(config, shards)
     accelerator = make_accelerator(config)
@@ -87,6 +88,14 @@ class ListSettings(argparse.Action):
         parser.exit()
 
 
+def check_output(folder: Path) -> None:
+    """Refuses a folder that holds anything but a run."""
+    if folder.is_file():
+        raise InputError(f"output: {folder} is a file; choose another output")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG_NAME).is_file():
+        raise InputError(f"output: {folder} already holds something that is no run; choose another output or empty it")
+
+
 def open_shards(config: Config) -> ShardSet:
     """Opens the training split and checks that the config is made for it."""
     shards = ShardSet(config.data.shards, "train")
@@ -114,6 +123,9 @@ def make_accelerator(config: Config) -> Accelerator:
         gradient_accumulation_steps=config.optimization.accumulation,
         cpu=not torch.cuda.is_available(),
     )
+    if accelerator.device.type == "cpu":
+        # the launcher has set one thread, whatever the machine has
+        torch.set_num_threads(config.runtime.num_threads or num_cores())
     if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         # Accelerate would silently compute in float32 here; PyTorch itself does know fp16 on the CPU
         accelerator.native_amp, accelerator.scaler = True, torch.amp.GradScaler("cpu")

@@ -79,6 +79,7 @@ class Plan:
 
     Attributes:
         rows: ``(B,)`` int64, the pictures, as rows of the index.
+        positions: ``(B,)`` int64, their places in the global batch.
         boxes: ``(B, 4)`` int64, top, left, height and width in pixels of the coded picture. The box is resized to the
             model's input. What it covers outside the picture is black.
         flips: ``(B,)`` bool, mirror the crop left and right.
@@ -88,6 +89,7 @@ class Plan:
     """
 
     rows: np.ndarray
+    positions: np.ndarray
     boxes: np.ndarray
     flips: np.ndarray
     colors: np.ndarray
@@ -101,6 +103,7 @@ class Plan:
         colors = self.colors if len(self.colors) == 1 else self.colors[positions]
         return Plan(
             rows=self.rows[positions],
+            positions=self.positions[positions],
             boxes=self.boxes[positions],
             flips=self.flips[positions],
             colors=colors,
@@ -149,6 +152,7 @@ def make_plan(
     mean, std = np.array(augmentation.mean or (0, 0, 0)), np.array(augmentation.std or (1, 1, 1))
     return Plan(
         rows=rows,
+        positions=positions,
         boxes=boxes,
         flips=flips,
         colors=input_colors(matrices, mean, std).astype(np.float32),

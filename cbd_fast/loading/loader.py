@@ -125,7 +125,7 @@ class Loader:
         if not self.is_sequential:
             num_draws = total_steps * batch_size if total_steps else None
             self._order = make_order(sampling, self.shards.index.starts, seed, num_draws)
-        num_threads = num_threads or _num_cores()
+        num_threads = num_threads or num_cores()
         self._pool = _thread_pool(num_threads)
         self._prefetch = prefetch
         self._ahead = ThreadPoolExecutor(prefetch, thread_name_prefix="cbd-batch")
@@ -323,8 +323,8 @@ def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
     return rank, world_size
 
 
-def _num_cores() -> int:
-    """Cores for this process: those it may use, shared with the other processes of this machine."""
+def num_cores() -> int:
+    """Cores for this process: those it may use, shared with the other processes of a launcher on this machine."""
     num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(1, len(os.sched_getaffinity(0)) // num_processes)
 

@@ -52,6 +52,7 @@ class Records:
         """Appends what this process read in a step, for checking one run against another."""
         with open(self.folder / f"batches.rank-{self._rank}.jsonl", "a", encoding="utf-8") as file:
             batch = {
+                "positions": plan.positions.tolist(),
                 "ids": plan.rows.tolist(),
                 "boxes": plan.boxes.tolist(),
                 "flips": plan.flips.tolist(),

@@ -1,0 +1,233 @@
+"""Whole commands, as users type them."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cbd_fast.sharding.manifest import read_manifest
+
+pytestmark = pytest.mark.end_to_end
+
+REPOSITORY = Path(__file__).parent.parent
+LAUNCH = [str(Path(sys.executable).with_name("accelerate")), "launch"]
+LAUNCH_TWO = [*LAUNCH, "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+
+
+def make_shards(*arguments, **options):
+    command = [sys.executable, "tools/make_shards.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, **options)
+
+
+def train(config, *overrides, launcher=(sys.executable,), **options):
+    command = [*launcher, "-m", "cbd_fast.train", "--config", str(config), *overrides]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, **options)
+
+
+@pytest.fixture
+def config(digits_shards, tmp_path) -> Path:
+    """A short run of both stages with two teachers."""
+    settings = {
+        "output": str(tmp_path / "run"),
+        "data": {
+            "shards": str(digits_shards),
+            "num_classes": 10,
+            "image_size": 32,
+            "augmentation": {"crop": "pad_and_crop"},
+        },
+        "model": {"backbone": "small_convnet"},
+        "optimization": {"steps": 12, "global_batch": 16, "accumulation": 2},
+        "stage_one": {"teachers": [{"seed": 1}, {"seed": 1, "color_jitter": 1.0}]},
+        "runtime": {"log_every": 4, "checkpoint_every": 5, "record_batches": True},
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def pictures_read(run: Path) -> dict[tuple[str, int, int], tuple]:
+    """Picture, box, flip and colours by model, step and place in the global batch, of all processes and launches."""
+    read: dict[tuple[str, int, int], tuple] = {}
+    for path in run.glob("batches.rank-*.jsonl"):
+        for line in read_lines(path):
+            num_pictures = len(line["ids"])
+            colors = line["colors"] * (num_pictures if len(line["colors"]) == 1 else 1)
+            pictures = zip(line["positions"], line["ids"], line["boxes"], line["flips"], colors, strict=True)
+            for position, *picture in pictures:
+                # a step that was done twice must have read the same
+                assert read.setdefault((line["model"], line["step"], position), picture) == picture
+    return read
+
+
+def test_one_and_two_processes_and_a_killed_run_read_the_same(config, tmp_path):
+    whole, pair, killed = (tmp_path / name for name in ("whole", "pair", "killed"))
+    done = train(config, f"output={whole}", launcher=LAUNCH)
+    assert done.returncode == 0, done.stderr
+    done = train(config, f"output={pair}", launcher=LAUNCH_TWO, env=os.environ | {"ACCELERATE_USE_CPU": "true"})
+    assert done.returncode == 0, done.stderr
+    kill_after_checkpoint(config, killed, killed / "student")
+    done = train(config, f"output={killed}", launcher=LAUNCH_TWO, env=os.environ | {"ACCELERATE_USE_CPU": "true"})
+    assert done.returncode == 0, done.stderr
+    assert "student: goes on after step" in done.stdout
+
+    expected = pictures_read(whole)
+    assert len(expected) == 3 * 12 * 16
+    assert pictures_read(pair) == expected
+    assert len(read_lines(pair / "batches.rank-1.jsonl")[0]["ids"]) == 8
+    # killed with one process, gone on with two, in the middle of an epoch (of 19 steps)
+    assert pictures_read(killed) == expected
+    assert len(read_lines(killed / "batches.rank-1.jsonl")) in (12 - 5, 12 - 10)
+
+    for run in (whole, pair, killed):
+        summary = json.loads((run / "summary.json").read_text())
+        assert len(summary["teachers"]) == 2
+        for metrics in (*summary["teachers"], summary["student"]):
+            assert list(metrics) == ["top1", "top5", "per_class_mean", "many", "medium", "few"]
+            assert all(0 <= value <= 100 for value in metrics.values())
+        assert {path.name for path in run.iterdir()} >= {"config.yaml", "metrics.jsonl", "per_class.csv", "student"}
+        logged = [(line["model"], line["step"]) for line in read_lines(run / "metrics.jsonl") if "loss" in line]
+        assert logged == [(model, step) for model in ("teacher-1", "teacher-2", "student") for step in (4, 8, 12)]
+        # an exact evaluation: 50 pictures of each class, whatever the number of processes
+        result = json.loads((run / "student" / "result.json").read_text())
+        assert result["counts"][0] == [50] * 10
+
+
+def kill_after_checkpoint(config, output, folder):
+    """Starts a run and kills it once a model has a checkpoint, after 5 or 10 of 12 steps."""
+    command = [sys.executable, "-m", "cbd_fast.train", "--config", str(config), f"output={output}"]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("checkpoint-*[05]")):
+        assert process.poll() is None, "the run ended before its checkpoint was seen"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (output / "summary.json").exists()
+
+
+def test_one_stage_after_the_other(config, tmp_path):
+    run = tmp_path / "run"
+    done = train(config, "stages=two")
+    assert done.returncode == 2
+    assert "holds no finished teacher" in done.stderr
+    assert not run.exists()
+    assert train(config, "stages=one").returncode == 0
+    assert json.loads((run / "summary.json").read_text())["student"] is None
+    done = train(config, "stages=two")
+    assert done.returncode == 0
+    assert "teacher-1 is finished already" in done.stdout
+    assert json.loads((run / "summary.json").read_text())["student"]["top1"] > 0
+    assert "\x1b" not in done.stdout
+    assert "│ student   │   12 │" in done.stdout
+
+
+def test_bf16_under_the_launcher(config):
+    done = train(config, "mixed_precision=bf16", "stage_one.teachers=[{seed: 1}]", launcher=LAUNCH)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.num_classes=7"], "data.num_classes: 7, but .* has 10 classes"),
+        (["data.shards=nowhere"], "nowhere: is not a folder"),
+        (["optimization.epoch=3"], r"optimization\.epoch: no such setting"),
+        (["model.backbone=alexnet"], r"model\.backbone: must be 'resnet18'"),
+    ],
+)
+def test_bad_configs_end_with_2_and_write_nothing(config, tmp_path, overrides, message):
+    done = train(config, *overrides)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ")
+    assert re.search(message, done.stderr)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml"]
+
+
+def test_an_output_that_is_no_run_is_refused(config, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").touch()
+    for output, message in (("thesis", "already holds something that is no run"), ("config.yaml", "is a file")):
+        done = train(config, f"output={tmp_path / output}")
+        assert done.returncode == 2
+        assert message in done.stderr
+    assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter.tex"]
+
+
+def test_batches_that_processes_cannot_share_are_refused(config, tmp_path):
+    environment = os.environ | {"WORLD_SIZE": "3", "RANK": "0"}
+    done = train(config, env=environment)
+    assert done.returncode == 2
+    assert "16 is not a multiple of 3 processes x accumulation 2 = 6" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_settings_are_listed():
+    done = train("none", "--list-settings")
+    assert done.returncode == 0
+    assert "stage_two.alpha" in done.stdout
+
+
+def test_shards_of_folders(picture_folder, tmp_path):
+    out = tmp_path / "shards"
+    command = ["folder", "--train", picture_folder / "train", "--test", picture_folder / "test", "--out", out]
+    done = make_shards(*command, "--imbalance", "4", "--seed", "3", "--workers", "2")
+    assert done.returncode == 0, done.stderr
+    assert "0 many, 0 medium, 3 few" in done.stdout
+    assert "\x1b" not in done.stdout
+    manifest = read_manifest(out)
+    assert manifest.splits["train"].class_counts == [12, 5, 2]  # 12, 6 and 3 are wanted
+    assert manifest.recipe.options["imbalance"] == 4
+    again = make_shards(*command, "--imbalance", "4", "--seed", "3", "--workers", "1")
+    assert again.returncode == 0
+    assert "already there, unchanged" in again.stdout
+    other = make_shards(*command, "--imbalance", "2", "--seed", "3")
+    assert other.returncode == 2
+    assert "already holds other shards" in other.stderr
+
+
+def test_left_out_pictures_are_shown(picture_folder, tmp_path):
+    train_root = tmp_path / "train"
+    for name in ("ant", "bee"):
+        (train_root / name).mkdir(parents=True)
+        (train_root / name / "1.jpg").write_bytes((picture_folder / "train" / name / "0.jpg").read_bytes())
+    (train_root / "bee" / "broken [2].jpg").write_bytes(b"\xff\xd8 no picture")
+    done = make_shards("folder", "--train", train_root, "--test", train_root, "--out", tmp_path / "out")
+    assert done.returncode == 0
+    assert "2 pictures left out" in done.stdout
+    assert "train/bee/broken [2].jpg: " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arrange", "message"),
+    [
+        (lambda root: None, "no such folder"),
+        (lambda root: (root / "train").mkdir(), "holds no class folders"),
+        (lambda root: (root / "train" / "a").mkdir(parents=True), "class folders hold no files|without pictures"),
+    ],
+)
+def test_bad_folders_end_with_2_and_write_nothing(tmp_path, arrange, message):
+    root = tmp_path / "in"
+    root.mkdir()
+    arrange(root)
+    done = make_shards("folder", "--train", root / "train", "--test", root / "train", "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert re.search(message, done.stderr)
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_arguments_end_with_2(tmp_path):
+    for arguments in (["folder", "--out", tmp_path / "out"], ["digits", "--out", tmp_path / "out", "--workers", "0"]):
+        assert make_shards(*arguments).returncode == 2
