@@ -19,7 +19,8 @@ from rich.table import Table
 from cbd_fast.config import Config, describe_settings, read_config
 from cbd_fast.dashboard import Dashboard, PlannedModel, comparison, make_dashboard
 from cbd_fast.errors import InputError, run_command
-from cbd_fast.loading.loader import Loader, num_cores
+from cbd_fast.loading.loader import Loader
+from cbd_fast.loading.threads import num_cores
 from cbd_fast.sharding.shard_set import ShardSet
 from cbd_fast.training.checkpoint import read_result
 from cbd_fast.training.engine import Surroundings, train

@@ -111,12 +111,6 @@ def test_a_bare_loop_that_stops_early_leaves_no_threads(photo_shards):
     assert threading.active_count() == before
 
 
-def test_the_number_of_threads_inside_pytorch_stays(make):
-    before = torch.get_num_threads()
-    make(num_threads=3).batch(0)
-    assert torch.get_num_threads() == before
-
-
 def with_bad_pictures(photo_shards, folder, num_bad, split="train", label=0):
     """A copy in which the first pictures of a class are overwritten; returns it and their rows."""
     copy = shutil.copytree(photo_shards, folder / "copy")

@@ -1,5 +1,6 @@
 """uint8 crops to the model's input, on the device: flip, colour matrix, cast, layout."""
 
+import numpy as np
 import torch
 
 from cbd_fast.loading.augment import Plan
@@ -9,7 +10,7 @@ def finish(pixels: torch.Tensor, plan: Plan) -> torch.Tensor:
     """Applies flips and colours.
 
     Args:
-        pixels: ``(B, H, W, 3)`` uint8, as a decoder returns them.
+        pixels: ``(B, H, W, 3)`` uint8, as a decoder returns them; flipped in place.
         plan: of these pictures.
 
     Returns:
@@ -17,12 +18,14 @@ def finish(pixels: torch.Tensor, plan: Plan) -> torch.Tensor:
     """
     device = pixels.device
     if plan.flips.any():
-        flips = _to(plan.flips, device)[:, None, None, None]
-        pixels = torch.where(flips, pixels.flip(2), pixels)
+        flipped = _to(np.flatnonzero(plan.flips), device)
+        pixels[flipped] = pixels[flipped].flip(2)
     matrices, offsets = _to(plan.colors[:, :, :3], device), _to(plan.colors[:, :, 3], device)
     if len(plan.colors) == 1:
         # without jitter the one matrix is diagonal: mean, standard deviation and 1 / 255
-        images = pixels.float().mul_(matrices[0].diagonal()).add_(offsets[0])
+        images = pixels.float().mul_(matrices[0].diagonal())
+        if plan.colors[0, :, 3].any():
+            images += offsets[0]
     else:
         num, height, width, _ = pixels.shape
         flat = pixels.reshape(num, height * width, 3).float()
@@ -32,5 +35,5 @@ def finish(pixels: torch.Tensor, plan: Plan) -> torch.Tensor:
     return images.permute(0, 3, 1, 2)
 
 
-def _to(array, device: torch.device) -> torch.Tensor:  # type: ignore[no-untyped-def]
+def _to(array: np.ndarray, device: torch.device) -> torch.Tensor:
     return torch.from_numpy(array).to(device, non_blocking=True)

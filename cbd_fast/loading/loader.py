@@ -10,7 +10,6 @@
 Batch s is a function of the shards, the settings and s alone. Whatever runs ahead, in whatever order, changes nothing.
 """
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ from cbd_fast.loading.decode_dali import DaliDecoder
 from cbd_fast.loading.decode_torch import Crops, Decoder, TorchDecoder
 from cbd_fast.loading.finish import finish
 from cbd_fast.loading.sampling import POLICIES, Order, make_order
+from cbd_fast.loading.threads import num_cores, thread_pool
 from cbd_fast.sharding.shard_set import ShardSet
 
 DECODERS = ("auto", "dali", "torch")
@@ -126,7 +126,7 @@ class Loader:
             num_draws = total_steps * batch_size if total_steps else None
             self._order = make_order(sampling, self.shards.index.starts, seed, num_draws)
         num_threads = num_threads or num_cores()
-        self._pool = _thread_pool(num_threads)
+        self._pool = thread_pool(num_threads)
         self._prefetch = prefetch
         self._ahead = ThreadPoolExecutor(prefetch, thread_name_prefix="cbd-batch")
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
@@ -321,27 +321,3 @@ def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
     if not 0 <= rank < world_size:
         raise InputError(f"rank={rank}: must be 0 or more and below world_size={world_size}")
     return rank, world_size
-
-
-def num_cores() -> int:
-    """Cores for this process: those it may use, shared with the other processes of a launcher on this machine."""
-    num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, len(os.sched_getaffinity(0)) // num_processes)
-
-
-def _thread_pool(num_threads: int) -> ThreadPoolExecutor:
-    """Threads in each of which PyTorch computes on one core: the parallelism is over pictures."""
-    num_inside = torch.get_num_threads()
-    ready = threading.Barrier(num_threads + 1)
-
-    def use_one_core() -> None:
-        torch.get_num_threads()  # PyTorch gives a thread its default on first use; only then can it be changed
-        torch.set_num_threads(1)
-        ready.wait()
-
-    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="cbd-picture")
-    for _ in range(num_threads):
-        pool.submit(use_one_core)
-    ready.wait()
-    torch.set_num_threads(num_inside)  # the setting is also the default of threads to come
-    return pool
