@@ -38,6 +38,7 @@ def main() -> None:
     records = Records(Path(config.output), is_main=accelerator.is_main_process, rank=accelerator.process_index)
     dashboard = make_dashboard(accelerator.is_main_process)
     records.start(config)
+    accelerator.wait_for_everyone()  # the folder is there for the records of all processes
     dashboard.start(describe_run(config, shards, accelerator), [planned(job) for job in jobs])
     began = time.perf_counter()
     try:

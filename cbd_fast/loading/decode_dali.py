@@ -87,8 +87,6 @@ class DaliDecoder:
             num_threads=self._num_threads,
             device_id=(self._device.index or 0) if on_gpu else None,
             prefetch_queue_depth=1,  # one batch in, one batch out
-            exec_pipelined=False,
-            exec_async=False,
         )
         size = [self._image_size, self._image_size]
         decoding: dict[str, Any] = {

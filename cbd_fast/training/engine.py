@@ -68,7 +68,7 @@ def train(stage: Stage, around: Surroundings) -> None:
                 around.records.log_batch(job.name, batch.step, loader.plan(batch.step))
             for group in optimizer.param_groups:
                 group["lr"] = cosine_learning_rate(settings.learning_rate, batch.step, job.num_steps)
-            for images, labels in _parts(batch, settings.accumulation):
+            for images, labels in _parts(batch, settings.accumulation, layout):
                 with accelerator.accumulate(wrapped):
                     with accelerator.autocast():
                         target = teachers(images) if teachers else None
@@ -80,11 +80,12 @@ def train(stage: Stage, around: Surroundings) -> None:
                 meter.add(losses, output.logits, labels)
             done = batch.step + 1
             is_last = done == job.num_steps
-            if done % runtime.log_every == 0 or is_last:
-                meter.log(done, optimizer.param_groups[0]["lr"], loader)
+            is_checkpoint = done % runtime.checkpoint_every == 0 and not is_last
+            if done % runtime.log_every == 0 or is_checkpoint or is_last:
+                meter.log(done, optimizer.param_groups[0]["lr"], loader)  # a checkpoint is of finite losses only
             if is_last:
                 break
-            if done % runtime.checkpoint_every == 0:
+            if is_checkpoint:
                 _agree_on_buffers(model, accelerator)
                 if accelerator.is_main_process:
                     save_checkpoint(job.folder, done, model, optimizer, state_now())
@@ -196,8 +197,9 @@ def _train_loader(stage: Stage, around: Surroundings) -> Loader:
     )
 
 
-def _parts(batch: Batch, num_parts: int) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(batch.images.chunk(num_parts), batch.labels.chunk(num_parts), strict=True)
+def _parts(batch: Batch, num_parts: int, layout: torch.memory_format) -> Iterator[tuple[Tensor, Tensor]]:
+    images = batch.images.contiguous(memory_format=layout)
+    return zip(images.chunk(num_parts), batch.labels.chunk(num_parts), strict=True)
 
 
 def _agree_on_buffers(model: torch.nn.Module, accelerator: Accelerator) -> None:
