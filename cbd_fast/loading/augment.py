@@ -132,7 +132,8 @@ def make_plan(
         step: number of the global step.
         positions: ``(B,)`` places of these pictures in the global batch.
     """
-    heights, widths = sizes.astype(np.int64).T
+    sizes = sizes.astype(np.int64)
+    heights, widths = sizes[:, 0], sizes[:, 1]
     is_center = augmentation.crop == "center"
     if is_center:
         boxes = center_boxes(heights, widths, augmentation.center_share)
@@ -142,7 +143,7 @@ def make_plan(
     else:
         random = _uniforms(2 * NUM_BOX_TRIES + 2, seed, _BOX, step, positions)
         boxes = random_resized_boxes(heights, widths, augmentation, random)
-    flips = np.zeros(len(rows), bool)
+    flips: np.ndarray = np.zeros(len(rows), bool)
     if augmentation.flip and not is_center:
         flips = uniform(seed, _FLIP, step, positions) < 0.5
     jitter = augmentation.color_jitter

@@ -209,10 +209,10 @@ class Loader:
     def _positions(self, step: int) -> np.ndarray:
         """Places in the global batch: the r-th slice for rank r; with ``sequential`` only as far as pictures go."""
         share = self.batch_size // self.world_size
-        positions = np.arange(self.rank * share, (self.rank + 1) * share)
+        first, end = self.rank * share, (self.rank + 1) * share
         if self.is_sequential:
-            positions = positions[step * self.batch_size + positions < len(self.shards)]
-        return positions
+            end = min(end, len(self.shards) - step * self.batch_size)
+        return np.arange(first, end)
 
     def _make(self, step: int) -> tuple[Batch, torch.cuda.Event | None]:
         """Makes a batch on the loader's own stream; the event says when it is there."""

@@ -95,8 +95,8 @@ def file_crc32(path: Path) -> int:
 def _class_starts(labels: np.ndarray, num_classes: int) -> np.ndarray:
     """First row of every class, by bisecting for all classes at once: it reads C log2(N) labels, not N."""
     wanted = np.arange(num_classes + 1)
-    low = np.zeros(num_classes + 1, np.int64)
-    high = np.full(num_classes + 1, len(labels), np.int64)
+    low: np.ndarray = np.zeros(num_classes + 1, np.int64)
+    high: np.ndarray = np.full(num_classes + 1, len(labels), np.int64)
     while (searching := low < high).any():
         middle = (low + high) // 2
         before = searching.copy()
