@@ -192,7 +192,7 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         InputError: the file cannot be read, or a setting is unknown, of the wrong type or impossible.
     """
     try:
-        settings = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        settings = yaml.load(path.read_text(encoding="utf-8"), _SafeLoader)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from error
     except yaml.YAMLError as error:
@@ -222,11 +222,11 @@ def flattened(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield prefix + name, value
 
 
-class _Loader(yaml.SafeLoader):
+class _SafeLoader(yaml.SafeLoader):
     """Safe YAML in which 1e-4 is a number, as everybody expects (YAML 1.1 wants 1.0e-4)."""
 
 
-_Loader.add_implicit_resolver(
+_SafeLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
 )
 
@@ -241,7 +241,7 @@ def _apply(settings: dict[str, Any], override: str) -> None:
         if not isinstance(settings, dict):
             raise InputError(f"{override!r}: {section} is a setting, not a section")
     try:
-        settings[name] = yaml.load(text, _Loader)
+        settings[name] = yaml.load(text, _SafeLoader)
     except yaml.YAMLError as error:
         raise InputError(f"{override!r}: the value is not YAML ({error})") from error
 

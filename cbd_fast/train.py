@@ -19,11 +19,10 @@ from rich.table import Table
 from cbd_fast.config import Config, describe_settings, read_config
 from cbd_fast.dashboard import Dashboard, PlannedModel, comparison, make_dashboard
 from cbd_fast.errors import InputError, run_command
-from cbd_fast.loading.loader import Loader
 from cbd_fast.loading.threads import num_cores
 from cbd_fast.sharding.shard_set import ShardSet
 from cbd_fast.training.checkpoint import read_result
-from cbd_fast.training.engine import Surroundings, train
+from cbd_fast.training.engine import Surroundings, make_loader, train
 from cbd_fast.training.records import CONFIG_NAME, SUMMARY_NAME, Records
 from cbd_fast.training.stages import Job, build_stage, plan_jobs
 
@@ -52,7 +51,10 @@ def main() -> None:
 
 def run(jobs: list[Job], config: Config, accelerator: Accelerator, records: Records, dashboard: Dashboard) -> None:
     """Trains the models one after the other, passing over those that are finished."""
-    with test_loader(config, accelerator, records) as loader:
+    centered = config.data.augmentation.for_test()
+    with make_loader(
+        config, accelerator, records, split="test", sampling="sequential", augmentation=centered
+    ) as loader:
         around = Surroundings(
             config=config, accelerator=accelerator, records=records, dashboard=dashboard, test_loader=loader
         )
@@ -132,26 +134,6 @@ def make_accelerator(config: Config) -> Accelerator:
         # Accelerate would silently compute in float32 here; PyTorch itself does know fp16 on the CPU
         accelerator.native_amp, accelerator.scaler = True, torch.amp.GradScaler("cpu")
     return accelerator
-
-
-def test_loader(config: Config, accelerator: Accelerator, records: Records) -> Loader:
-    """Every test picture once, each process its part."""
-    return Loader(
-        config.data.shards,
-        split="test",
-        sampling="sequential",
-        batch_size=config.optimization.global_batch,
-        image_size=config.data.image_size,
-        augmentation=config.data.augmentation.for_test(),
-        decoder=config.runtime.decoder,
-        device=accelerator.device,
-        num_threads=config.runtime.num_threads,
-        prefetch=config.runtime.prefetch,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        max_bad_share=config.runtime.max_bad_share,
-        on_bad_picture=records.bad_picture,
-    )
 
 
 def planned(job: Job) -> PlannedModel:

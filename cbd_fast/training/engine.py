@@ -34,6 +34,24 @@ class Surroundings:
     test_loader: Loader
 
 
+def make_loader(config: Config, accelerator: Accelerator, records: Records, **chosen: Any) -> Loader:
+    """A loader of the run's shards, as its settings and this process want it; ``chosen`` says of which pictures."""
+    return Loader(
+        config.data.shards,
+        batch_size=config.optimization.global_batch,
+        image_size=config.data.image_size,
+        decoder=config.runtime.decoder,
+        device=accelerator.device,
+        num_threads=config.runtime.num_threads,
+        prefetch=config.runtime.prefetch,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        max_bad_share=config.runtime.max_bad_share,
+        on_bad_picture=records.bad_picture,
+        **chosen,
+    )
+
+
 def train(stage: Stage, around: Surroundings) -> None:
     """Trains a model from its last checkpoint, or from the start, to its end, and evaluates it.
 
@@ -62,7 +80,16 @@ def train(stage: Stage, around: Surroundings) -> None:
         scaler = accelerator.scaler
         return {"identity": job.identity, "scaler": scaler.state_dict() if scaler is not None else None}
 
-    with _train_loader(stage, around) as loader:
+    with make_loader(
+        config,
+        accelerator,
+        around.records,
+        split="train",
+        sampling=job.sampling,
+        seed=job.seed,
+        augmentation=job.augmentation,
+        total_steps=job.num_steps,
+    ) as loader:
         for batch in meter.waiting(loader.steps(first, job.num_steps)):
             if runtime.record_batches:
                 around.records.log_batch(job.name, batch.step, loader.plan(batch.step))
@@ -173,28 +200,6 @@ class _Meter:
         self._sums: dict[str, Tensor] = {}
         self._num_pictures, self._seconds_waited = 0, 0.0
         self._last_step, self._since = step, time.perf_counter()
-
-
-def _train_loader(stage: Stage, around: Surroundings) -> Loader:
-    config, job = around.config, stage.job
-    return Loader(
-        config.data.shards,
-        split="train",
-        sampling=job.sampling,
-        batch_size=config.optimization.global_batch,
-        image_size=config.data.image_size,
-        seed=job.seed,
-        augmentation=job.augmentation,
-        decoder=config.runtime.decoder,
-        device=around.accelerator.device,
-        num_threads=config.runtime.num_threads,
-        prefetch=config.runtime.prefetch,
-        rank=around.accelerator.process_index,
-        world_size=around.accelerator.num_processes,
-        total_steps=job.num_steps,
-        max_bad_share=config.runtime.max_bad_share,
-        on_bad_picture=around.records.bad_picture,
-    )
 
 
 def _parts(batch: Batch, num_parts: int, layout: torch.memory_format) -> Iterator[tuple[Tensor, Tensor]]:
