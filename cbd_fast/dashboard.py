@@ -139,7 +139,8 @@ class Screen:
         self._numbers: dict[str, str] = {}
         self._evaluations: dict[str, tuple[int, Mapping[str, float | None]]] = {}
         self._notes: list[str] = []
-        self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=4)
+        # transient: in the end the comparison of all models stands in its place
+        self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=4, transient=True)
         self._live.start()
 
     def begin(self, model: str, step: int) -> None:

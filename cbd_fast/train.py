@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cbd_fast.config import Config, describe_settings, read_config
-from cbd_fast.dashboard import Dashboard, PlannedModel, comparison, make_dashboard
+from cbd_fast.dashboard import Dashboard, PlannedModel, comparison, duration, make_dashboard
 from cbd_fast.errors import InputError, run_command
 from cbd_fast.loading.threads import num_cores
 from cbd_fast.sharding.shard_set import ShardSet
@@ -168,7 +168,7 @@ def report(config: Config, jobs: list[Job], shards: ShardSet, records: Records, 
     records.write_per_class(shards.manifest.classes, shards.record.class_counts, counts)
     console = Console()
     console.print(comparison({job.name: (job.num_steps, metrics[job.name]) for job in jobs if job.name in metrics}))
-    console.print(f"{Path(config.output) / SUMMARY_NAME} written", highlight=False)
+    console.print(f"{Path(config.output) / SUMMARY_NAME} written after {duration(seconds)}", highlight=False)
 
 
 if __name__ == "__main__":

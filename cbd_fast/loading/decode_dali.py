@@ -62,8 +62,11 @@ class DaliDecoder:
                 (output,) = self._pipeline.run(
                     encoded=list(encoded), anchors=list(boxes[:, :2]), shapes=list(boxes[:, 2:])
                 )
-                # the clone is the caller's own; DALI uses its memory again for the next batch
-                return Crops(torch.from_dlpack(output.as_tensor()).clone(), {})
+                # the clone is the caller's own; DALI uses its memory again for the next batch, so it must be done
+                pixels = torch.from_dlpack(output.as_tensor()).clone()
+                if pixels.is_cuda:
+                    torch.cuda.current_stream(pixels.device).synchronize()
+                return Crops(pixels, {})
             except RuntimeError as error:
                 reason = str(error).strip()
                 self._pipeline = self._build()
