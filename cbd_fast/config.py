@@ -21,7 +21,7 @@ NOT_PART_OF_A_RUN = ("output", "stages", "runtime")
 class Settings(BaseModel):
     """Settings of one kind; unknown names and wrong types are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Data(Settings):
@@ -44,7 +44,9 @@ class Model(Settings):
 class Optimization(Settings):
     """SGD with momentum and a cosine schedule, the same for every model of the run."""
 
-    epochs: float | None = Field(None, gt=0, description="length of each model's training; either this or `steps`")
+    epochs: float | None = Field(
+        None, gt=0, le=10**6, description="length of each model's training; either this or `steps`"
+    )
     steps: int | None = Field(None, gt=0, description="length of each model's training; either this or `epochs`")
     global_batch: int = Field(128, gt=0, description="pictures per step, of all processes together")
     accumulation: int = Field(1, gt=0, description="parts into which each process cuts its batch to save memory")
@@ -74,7 +76,7 @@ class Optimization(Settings):
 class Teacher(Settings):
     """One teacher of stage one."""
 
-    seed: int = Field(1, ge=0, description="of its weights and its order of pictures, besides the run's seed")
+    seed: int = Field(1, ge=0, lt=2**63, description="of its weights and its order of pictures, besides the run's seed")
     color_jitter: float = Field(0.0, ge=0, le=1, description="1 for the paper's data-augmentation teachers")
 
 
@@ -97,9 +99,10 @@ class StageTwo(Settings):
     """The student."""
 
     sampling: Sampling = Field("class_balanced", description="of training pictures")
-    seed: int = Field(0, ge=0, description="of its weights and its order of pictures, besides the run's seed")
+    seed: int = Field(0, ge=0, lt=2**63, description="of its weights and its order of pictures, besides the run's seed")
     alpha: float = Field(0.4, ge=0, le=1, description="weight of distillation; 1 - alpha is that of cross-entropy")
     beta: float = Field(100.0, ge=0, description="factor of the distillation loss")
+    color_jitter: float = Field(0.0, ge=0, le=1, description="of the student's pictures; none in the paper")
 
 
 class Runtime(Settings):
@@ -112,7 +115,9 @@ class Runtime(Settings):
         description="of each process, for loading and, without a GPU, for computing; by default its share of the cores",
     )
     prefetch: int = Field(2, gt=0, description="batches that are prepared ahead of time")
-    max_bad_share: float = Field(0.01, ge=0, le=1, description="of pictures that may turn out undecodable")
+    max_bad_share: float = Field(
+        0.01, ge=0, le=1, description="of the pictures of a split that may turn out bad; one alone never ends a run"
+    )
     channels_last: bool = Field(True, description="memory layout of pictures and weights")
     compile: bool = Field(False, description="torch.compile the model")
     log_every: int = Field(50, gt=0, description="steps between two lines of the log")
@@ -130,7 +135,7 @@ class Config(Settings):
     """Everything that a run depends on."""
 
     output: str = Field(description="folder of the run")
-    seed: int = Field(0, ge=0, description="of the whole run")
+    seed: int = Field(0, ge=0, lt=2**63, description="of the whole run")
     stages: Literal["one", "two", "both"] = Field("both", description="teachers, student, or one after the other")
     mixed_precision: Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(_word)] = Field(
         "no", description="of the networks; the cosine and the losses are always float32"
@@ -153,6 +158,15 @@ class Config(Settings):
             raise ValueError("stage_one.teachers is empty: distillation needs a teacher (or stage_two.alpha 0)")
         if self.data.augmentation.crop == "center":
             raise ValueError("data.augmentation.crop center is for testing: every epoch would be the same pictures")
+        if self.data.augmentation.color_jitter:
+            raise ValueError(
+                "data.augmentation.color_jitter is each model's own: set it in stage_one.teachers or stage_two"
+            )
+        if self.data.augmentation.pads and self.data.augmentation.padding >= self.data.image_size:
+            raise ValueError(
+                f"data.augmentation.padding {self.data.augmentation.padding} must be below "
+                f"data.image_size {self.data.image_size}, or nothing of a picture is left"
+            )
         return self
 
     def to_yaml(self) -> str:
@@ -175,6 +189,8 @@ class Config(Settings):
             teacher: which teacher; None for the student, which depends on all of them.
         """
         settings = self.model_dump(mode="json", exclude=set(NOT_PART_OF_A_RUN))
+        del settings["data"]["shards"]  # the same pictures may lie elsewhere; their fingerprint is checked
+        del settings["optimization"]["accumulation"]  # like the number of processes: how, not what
         if teacher is not None:
             del settings["stage_two"]
             settings["stage_one"]["teachers"] = [teacher.model_dump(mode="json")]

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 METRICS = ("top1", "top5", "per_class_mean", "many", "medium", "few")
 
@@ -21,6 +22,7 @@ class PlannedModel:
     """A model of the run, as the dashboard knows it."""
 
     name: str
+    stage: str
     num_steps: int
     num_teachers: int
 
@@ -94,17 +96,18 @@ class PlainLog:
 
     def start(self, title: str, models: Sequence[PlannedModel]) -> None:
         self._left = TimeLeft(models)
-        self._num_steps = {model.name: model.num_steps for model in models}
+        self._models = {model.name: model for model in models}
         self._print(title)
 
     def begin(self, model: str, step: int) -> None:
         self._left.begin(step)
-        self._print(f"{model}: " + (f"goes on after step {step}" if step else "begins"))
+        how = f"goes on after step {step}" if step else "begins"
+        self._print(f"stage {self._models[model].stage}, {model}: {how}")
 
     def log(self, record: Mapping[str, Any]) -> None:
         model, step = record["model"], record["step"]
         left = self._left.seconds(model, step)
-        parts = [f"{model} step {step}/{self._num_steps[model]}", *described(record).values()]
+        parts = [f"{model} step {step}/{self._models[model].num_steps}", *described(record).values()]
         self._print("  ".join([*parts, f"left {duration(left)}"]))
 
     def evaluated(self, model: str, step: int, metrics: Mapping[str, float | None]) -> None:
@@ -133,6 +136,7 @@ class Screen:
         self._tasks: dict[str, TaskID] = {
             model.name: self._progress.add_task(model.name, total=model.num_steps) for model in models
         }
+        self._stages = {model.name: model.stage for model in models}
         self._model = ""
         self._seconds_left: float | None = None
         self._left_at = self._began
@@ -145,7 +149,7 @@ class Screen:
 
     def begin(self, model: str, step: int) -> None:
         self._left.begin(step)
-        self._model, self._numbers = model, {}
+        self._model, self._numbers = f"stage {self._stages[model]}, {model}", {}
         self._progress.update(self._tasks[model], completed=step)
 
     def log(self, record: Mapping[str, Any]) -> None:
@@ -177,16 +181,21 @@ class Screen:
         parts: list[RenderableType] = [clock, self._progress, numbers]
         if self._evaluations:
             parts.append(comparison(self._evaluations))
-        parts += [f"[yellow]{note}[/]" for note in self._notes]
-        return Panel(Group(*parts), title=self._title, title_align="left")
+        parts += [Text(note, "yellow") for note in self._notes]  # not markup: they hold names of files
+        return Panel(Group(*parts), title=Text(self._title), title_align="left")
+
+
+def make_console() -> Console:
+    """A console that draws only on a real terminal, whatever FORCE_COLOR says."""
+    return Console(force_terminal=None if sys.stdout.isatty() else False)
 
 
 def make_dashboard(is_main: bool) -> Dashboard:
     """The dashboard that fits: none, a live screen on a terminal, or plain lines."""
     if not is_main:
         return Silent()
-    console = Console()
-    return Screen(console) if console.is_terminal and sys.stdout.isatty() else PlainLog()
+    console = make_console()
+    return Screen(console) if console.is_terminal else PlainLog()
 
 
 def comparison(evaluations: Mapping[str, tuple[int, Mapping[str, float | None]]]) -> Table:

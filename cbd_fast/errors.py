@@ -25,7 +25,7 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     try:
         main()
     except InputError as error:
-        if os.environ.get("RANK", "0") == "0":  # every process of a launcher finds the same
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # every process on a machine finds the same
             print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
     except RunError as error:

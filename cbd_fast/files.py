@@ -3,19 +3,17 @@
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-PARTIAL_SUFFIX = ".partial"
+PARTIAL_SUFFIX = ".cbd_fast-partial"  # nobody else's file or folder has such a name
 
 
 def write_whole(path: Path, data: bytes | str) -> None:
     """Writes ``data`` to ``path``; after a crash the file holds the old content or the new, never a part."""
     temporary = path.with_name(path.name + PARTIAL_SUFFIX)
-    with open(temporary, "wb") as file:
-        file.write(data.encode() if isinstance(data, str) else data)
-        file.flush()
-        os.fsync(file.fileno())
+    temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+    _to_disk(temporary)
     os.replace(temporary, path)
 
 
@@ -23,15 +21,30 @@ def write_whole(path: Path, data: bytes | str) -> None:
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yields an empty folder beside ``path`` that becomes ``path`` when the block ends without an error.
 
-    ``path`` itself may exist only as an empty folder. After an error the temporary folder is removed; after a kill
-    it stays under its temporary name, which nothing opens, and the next attempt replaces it.
+    ``path`` itself may exist only as an empty folder. After an error nothing is left; after a kill the folder stays
+    under its temporary name, which nothing opens, and the next attempt replaces it.
     """
     temporary = path.with_name(path.name + PARTIAL_SUFFIX)
+    missing_parents = [parent for parent in path.parents if not parent.exists()]
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         yield temporary
+        for file in temporary.rglob("*"):
+            _to_disk(file)
+        os.replace(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        for parent in missing_parents:
+            with suppress(OSError):  # somebody else may have put something there by now
+                parent.rmdir()
         raise
-    os.replace(temporary, path)
+    _to_disk(path.parent)
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

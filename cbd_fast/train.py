@@ -6,25 +6,25 @@ accelerate launch -m cbd_fast.train --config configs/digits_lt.yaml [key=value .
 import argparse
 import os
 import sys
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from rich.console import Console
 from rich.table import Table
 
 from cbd_fast.config import Config, describe_settings, read_config
-from cbd_fast.dashboard import Dashboard, PlannedModel, comparison, duration, make_dashboard
+from cbd_fast.dashboard import Dashboard, PlannedModel, comparison, duration, make_console, make_dashboard
 from cbd_fast.errors import InputError, run_command
 from cbd_fast.loading.threads import num_cores
 from cbd_fast.sharding.shard_set import ShardSet
 from cbd_fast.training.checkpoint import read_result
 from cbd_fast.training.engine import Surroundings, make_loader, train
 from cbd_fast.training.records import CONFIG_NAME, SUMMARY_NAME, Records
-from cbd_fast.training.stages import Job, build_stage, plan_jobs
+from cbd_fast.training.stages import Job, build_stage, finished_results, plan_jobs, wanted_jobs
 
 
 def main() -> None:
@@ -33,37 +33,59 @@ def main() -> None:
     check_output(Path(config.output))
     shards = open_shards(config)
     jobs = plan_jobs(config, shards)
+    wanted = wanted_jobs(jobs, config.stages)
     accelerator = make_accelerator(config)
     records = Records(Path(config.output), is_main=accelerator.is_main_process, rank=accelerator.process_index)
     dashboard = make_dashboard(accelerator.is_main_process)
-    records.start(config)
-    accelerator.wait_for_everyone()  # the folder is there for the records of all processes
-    dashboard.start(describe_run(config, shards, accelerator), [planned(job) for job in jobs])
-    began = time.perf_counter()
-    try:
-        run(jobs, config, accelerator, records, dashboard)
-    finally:
-        dashboard.stop()
+    with open_surroundings(config, accelerator, records, dashboard) as around:
+        records.start(config)
+        accelerator.wait_for_everyone()  # the folder is there for the records of all processes
+        dashboard.start(describe_run(config, shards, accelerator), [planned(job) for job in wanted])
+        try:
+            run(wanted, around)
+        finally:
+            dashboard.stop()
     if accelerator.is_main_process:
-        report(config, jobs, shards, records, time.perf_counter() - began)
+        report(config, jobs, shards, records)
     accelerator.end_training()
 
 
-def run(jobs: list[Job], config: Config, accelerator: Accelerator, records: Records, dashboard: Dashboard) -> None:
-    """Trains the models one after the other, passing over those that are finished."""
-    centered = config.data.augmentation.for_test()
+@contextmanager
+def open_surroundings(
+    config: Config, accelerator: Accelerator, records: Records, dashboard: Dashboard
+) -> Iterator[Surroundings]:
+    """Opens the test split, whose shards and decoder are so found to be usable before anything is written."""
+
+    def tell(place: str, reason: str) -> None:
+        records.bad_picture(place, reason)
+        dashboard.note(f"bad picture {place}: {reason}")
+
     with make_loader(
-        config, accelerator, records, split="test", sampling="sequential", augmentation=centered
+        config,
+        accelerator,
+        split="test",
+        sampling="sequential",
+        augmentation=config.data.augmentation.for_test(),
+        on_bad_picture=tell,
     ) as loader:
-        around = Surroundings(
-            config=config, accelerator=accelerator, records=records, dashboard=dashboard, test_loader=loader
+        yield Surroundings(
+            config=config,
+            accelerator=accelerator,
+            records=records,
+            dashboard=dashboard,
+            test_loader=loader,
+            on_bad_picture=tell,
         )
-        for job in jobs:
-            if (result := read_result(job.folder)) is not None:
-                dashboard.note(f"{job.name} is finished already")
-                dashboard.evaluated(job.name, job.num_steps, result["metrics"])
-                continue
-            train(build_stage(job, config), around)
+
+
+def run(jobs: list[Job], around: Surroundings) -> None:
+    """Trains the models one after the other, passing over those that are finished."""
+    for job in jobs:
+        if (result := read_result(job.folder)) is not None:
+            around.dashboard.note(f"{job.name} is finished already")
+            around.dashboard.evaluated(job.name, job.num_steps, result["metrics"])
+            continue
+        train(build_stage(job, around.config), around)
 
 
 def parse_arguments() -> tuple[Path, list[str]]:
@@ -88,7 +110,7 @@ class ListSettings(argparse.Action):
         table = Table("setting", "type", "default", "meaning", show_lines=False)
         for row in describe_settings():
             table.add_row(*row)
-        Console().print(table, markup=False)
+        make_console().print(table, markup=False)
         parser.exit()
 
 
@@ -96,8 +118,13 @@ def check_output(folder: Path) -> None:
     """Refuses a folder that holds anything but a run."""
     if folder.is_file():
         raise InputError(f"output: {folder} is a file; choose another output")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG_NAME).is_file():
-        raise InputError(f"output: {folder} already holds something that is no run; choose another output or empty it")
+    if folder.is_dir() and any(folder.iterdir()):
+        try:
+            read_config(folder / CONFIG_NAME)
+        except InputError as error:
+            raise InputError(
+                f"output: {folder} already holds something that is no run; choose another output or empty it"
+            ) from error
 
 
 def open_shards(config: Config) -> ShardSet:
@@ -112,6 +139,11 @@ def open_shards(config: Config) -> ShardSet:
         raise InputError(f"{config.data.shards}: has no test split to evaluate on; make the shards with --test")
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     share = num_processes * config.optimization.accumulation
+    if config.optimization.global_batch // share < 2:
+        raise InputError(
+            f"optimization.global_batch: {config.optimization.global_batch} leaves each of {num_processes} processes x "
+            f"accumulation {config.optimization.accumulation} fewer than 2 pictures, too few for batch-norm"
+        )
     if config.optimization.global_batch % share:
         raise InputError(
             f"optimization.global_batch: {config.optimization.global_batch} is not a multiple of {num_processes} "
@@ -138,7 +170,7 @@ def make_accelerator(config: Config) -> Accelerator:
 
 def planned(job: Job) -> PlannedModel:
     """A job as the dashboard knows it."""
-    return PlannedModel(name=job.name, num_steps=job.num_steps, num_teachers=job.num_teachers)
+    return PlannedModel(name=job.name, stage=job.stage, num_steps=job.num_steps, num_teachers=job.num_teachers)
 
 
 def describe_run(config: Config, shards: ShardSet, accelerator: Accelerator) -> str:
@@ -150,15 +182,15 @@ def describe_run(config: Config, shards: ShardSet, accelerator: Accelerator) -> 
     )
 
 
-def report(config: Config, jobs: list[Job], shards: ShardSet, records: Records, seconds: float) -> None:
-    """Writes summary.json and per_class.csv and prints the comparison of teachers and student."""
-    results = {job.name: result for job in jobs if (result := read_result(job.folder)) is not None}
+def report(config: Config, jobs: list[Job], shards: ShardSet, records: Records) -> None:
+    """Writes summary.json and per_class.csv and prints the comparison of all models that are finished."""
+    results = finished_results(jobs)
     metrics = {name: result["metrics"] for name, result in results.items()}
-    student = metrics.get("student")
+    seconds = sum(result["seconds"] for result in results.values())
     records.summarize(
         {
             "teachers": [values for name, values in metrics.items() if name != "student"],
-            "student": student,
+            "student": metrics.get("student"),
             "selected": "last checkpoint",
             "evaluated_on": "test",
             "seconds": round(seconds, 1),
@@ -166,9 +198,10 @@ def report(config: Config, jobs: list[Job], shards: ShardSet, records: Records, 
     )
     counts = {name: np.array(result["counts"]) for name, result in results.items()}
     records.write_per_class(shards.manifest.classes, shards.record.class_counts, counts)
-    console = Console()
+    console = make_console()
     console.print(comparison({job.name: (job.num_steps, metrics[job.name]) for job in jobs if job.name in metrics}))
-    console.print(f"{Path(config.output) / SUMMARY_NAME} written after {duration(seconds)}", highlight=False)
+    written = f"{Path(config.output) / SUMMARY_NAME}: {len(metrics)} models, trained in {duration(seconds)}"
+    console.print(written, highlight=False, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -111,8 +111,9 @@ def test_boxes_that_fit_nowhere_are_the_largest_allowed_in_the_middle():
 
 def test_padded_boxes_by_hand():
     random = np.array([[0.0, 0.999], [0.5, 0.5], [0.999, 0.0]])
-    boxes = padded_boxes(np.array([32, 32, 64]), np.array([32, 32, 64]), 4, 32, random)
-    assert boxes.tolist() == [[-4, 4, 32, 32], [0, 0, 32, 32], [8, -8, 64, 64]]
+    boxes = padded_boxes(np.array([32, 32, 64]), np.array([32, 32, 84]), 4, 32, random)
+    # the last: its middle 64 x 64 begins at column 10
+    assert boxes.tolist() == [[-4, 4, 32, 32], [0, 0, 32, 32], [8, 10 - 8, 64, 64]]
 
 
 def test_padded_moves_are_equally_likely():
@@ -130,6 +131,12 @@ def test_center_boxes_by_hand():
         [16, 16, 224, 224],
         [1, 0, 1, 1],
     ]
+
+
+def test_test_squares_are_those_that_training_saw():
+    assert Augmentation().for_test().center_share == 224 / 256
+    assert Augmentation(crop="pad_and_crop").for_test().center_share == 1
+    assert Augmentation(crop="pad_and_crop", center_share=0.5).for_test().center_share == 0.5
 
 
 def test_half_of_training_pictures_and_no_test_picture_is_flipped():

@@ -58,7 +58,7 @@ def test_only_the_last_checkpoint_is_kept(tmp_path):
 def test_a_half_written_checkpoint_is_not_there(tmp_path):
     model, optimizer = trained(1)
     save_checkpoint(tmp_path, 5, model, optimizer, {})
-    (tmp_path / "checkpoint-00000009.partial").mkdir()
+    (tmp_path / "checkpoint-00000009.cbd_fast-partial").mkdir()
     assert read_state(tmp_path)["step"] == 5
 
 

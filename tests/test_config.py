@@ -72,6 +72,10 @@ def test_overrides(path):
         ("data.augmentation.min_area=0", r"data\.augmentation\.min_area: must be greater than 0"),
         ("data.augmentation.crop=center", "data.augmentation.crop center is for testing"),
         ("data={shards: s}", r"data\.num_classes: must be set"),
+        ("data.augmentation={crop: pad_and_crop, padding: 224}", "padding 224 must be below data.image_size 224"),
+        ("data.augmentation.color_jitter=1", "color_jitter is each model's own"),
+        ("optimization.epochs=.inf", r"optimization\.epochs: must be a finite number"),
+        ("seed=99999999999999999999", "seed: must be less than"),
         ("epochs", "not a setting; write name=value"),
         ("output.x=1", "output is a setting, not a section"),
         ("seed={", "the value is not YAML"),
@@ -129,6 +133,7 @@ def test_a_teacher_does_not_depend_on_the_student_or_the_machine(path):
         return config.identity(config.stage_one.teachers[0])
 
     assert teacher() == teacher("stage_two.alpha=0.1", "output=y", "runtime.num_threads=3", "stages=one")
+    assert teacher() == teacher("data.shards=elsewhere", "optimization.accumulation=2")
     assert teacher() != teacher("optimization.momentum=0.8")
     two = read_config(path, ["stage_one.teachers=[{seed: 1}, {seed: 2}]"])
     assert two.identity(two.stage_one.teachers[0]) == teacher()

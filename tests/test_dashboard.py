@@ -7,8 +7,8 @@ from cbd_fast import dashboard
 from cbd_fast.dashboard import PlainLog, PlannedModel, Screen, TimeLeft, make_dashboard
 
 MODELS = [
-    PlannedModel(name="teacher-1", num_steps=100, num_teachers=0),
-    PlannedModel(name="student", num_steps=100, num_teachers=3),
+    PlannedModel(name="teacher-1", stage="one", num_steps=100, num_teachers=0),
+    PlannedModel(name="student", stage="two", num_steps=100, num_teachers=3),
 ]
 RECORD = {
     "model": "student",

@@ -6,11 +6,15 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from cbd_fast.loading.decode_torch import TorchDecoder, decode_crop
+from cbd_fast.loading.decode_torch import TorchDecoder, crop_and_resize
 from cbd_fast.sharding.pictures import decode_rgb
 
 from .conftest import encoded
 from .test_augment import plan_of
+
+
+def decode_crop(data: np.ndarray, box: np.ndarray, image_size: int) -> torch.Tensor:
+    return crop_and_resize(decode_rgb(data), box, image_size)
 
 
 def as_array(data: bytes) -> np.ndarray:
@@ -53,6 +57,12 @@ def test_equals_torchvisions_padded_crop_after_resizing(photos):
     assert torch.equal(decode_crop(data, np.array([-8, 6, 64, 64]), 32).permute(2, 0, 1), expected)
 
 
+def test_a_box_beside_the_picture_is_black(photos):
+    data = as_array(encoded(photos[0][:32, :32], "png"))
+    assert not decode_crop(data, np.array([40, 0, 32, 32]), 32).any()
+    assert not decode_crop(data, np.array([0, -50, 32, 32]), 16).any()
+
+
 def test_grey_and_oriented_pictures(photos):
     grey = decode_crop(as_array(encoded(photos[0][:, :, 0])), np.array([0, 0, 427, 640]), 64)
     assert torch.equal(grey[:, :, 0], grey[:, :, 1])
@@ -71,4 +81,5 @@ def test_a_batch_names_its_bad_pictures(photos):
     assert crops.pixels.shape == (4, 32, 32, 3)
     assert sorted(crops.bad) == [1, 3]
     assert all(crops.bad.values())
+    assert not any("/" in reason for reason in crops.bad.values())
     assert torch.equal(crops.pixels[2], decode_crop(good, plan.boxes[2], 32))

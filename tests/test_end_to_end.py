@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,12 +13,15 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cbd_fast import Loader
 from cbd_fast.sharding.manifest import read_manifest
+from cbd_fast.sharding.shard_set import ShardSet
 
 pytestmark = pytest.mark.end_to_end
 
 REPOSITORY = Path(__file__).parent.parent
 LAUNCH = [str(Path(sys.executable).with_name("accelerate")), "launch"]
+ON_CPU = os.environ | {"ACCELERATE_USE_CPU": "true"}
 LAUNCH_TWO = [*LAUNCH, "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
 
 
@@ -74,12 +78,12 @@ def test_one_and_two_processes_and_a_killed_run_read_the_same(config, tmp_path):
     whole, pair, killed = (tmp_path / name for name in ("whole", "pair", "killed"))
     done = train(config, f"output={whole}", launcher=LAUNCH)
     assert done.returncode == 0, done.stderr
-    done = train(config, f"output={pair}", launcher=LAUNCH_TWO, env=os.environ | {"ACCELERATE_USE_CPU": "true"})
+    done = train(config, f"output={pair}", launcher=LAUNCH_TWO, env=ON_CPU)
     assert done.returncode == 0, done.stderr
     kill_after_checkpoint(config, killed, killed / "student")
-    done = train(config, f"output={killed}", launcher=LAUNCH_TWO, env=os.environ | {"ACCELERATE_USE_CPU": "true"})
+    done = train(config, f"output={killed}", launcher=LAUNCH_TWO, env=ON_CPU)
     assert done.returncode == 0, done.stderr
-    assert "student: goes on after step" in done.stdout
+    assert "stage two, student: goes on after step" in done.stdout
 
     expected = pictures_read(whole)
     assert len(expected) == 3 * 12 * 16
@@ -131,6 +135,10 @@ def test_one_stage_after_the_other(config, tmp_path):
     assert json.loads((run / "summary.json").read_text())["student"]["top1"] > 0
     assert "\x1b" not in done.stdout
     assert "│ student   │   12 │" in done.stdout
+    # a stage of its own does not lose what the other has done
+    before = (run / "summary.json").read_text()
+    assert train(config, "stages=one").returncode == 0
+    assert (run / "summary.json").read_text() == before
 
 
 def test_bf16_under_the_launcher(config):
@@ -143,6 +151,8 @@ def test_bf16_under_the_launcher(config):
     [
         (["data.num_classes=7"], "data.num_classes: 7, but .* has 10 classes"),
         (["data.shards=nowhere"], "nowhere: is not a folder"),
+        (["output=README.md/run"], "output: README.md/run cannot be written"),
+        (["optimization.accumulation=16"], "fewer than 2 pictures, too few for batch-norm"),
         (["optimization.epoch=3"], r"optimization\.epoch: no such setting"),
         (["model.backbone=alexnet"], r"model\.backbone: must be 'resnet18'"),
     ],
@@ -158,12 +168,41 @@ def test_bad_configs_end_with_2_and_write_nothing(config, tmp_path, overrides, m
 
 def test_an_output_that_is_no_run_is_refused(config, tmp_path):
     (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "chapter.tex").touch()
+    (tmp_path / "thesis" / "config.yaml").write_text("latex: true")
     for output, message in (("thesis", "already holds something that is no run"), ("config.yaml", "is a file")):
         done = train(config, f"output={tmp_path / output}")
         assert done.returncode == 2
         assert message in done.stderr
-    assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter.tex"]
+    assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["config.yaml"]
+    assert (tmp_path / "thesis" / "config.yaml").read_text() == "latex: true"
+
+
+def test_shards_that_lack_a_test_tar_are_refused(config, tmp_path, digits_shards):
+    copy = shutil.copytree(digits_shards, tmp_path / "shards")
+    (copy / "test-000000.tar").unlink()
+    done = train(config, f"data.shards={copy}")
+    assert done.returncode == 2
+    assert "test-000000.tar: missing" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_survives_bad_pictures_and_evaluates_all_others(config, tmp_path, digits_shards):
+    copy = shutil.copytree(digits_shards, tmp_path / "shards")
+    for split, row in (("train", 3), ("test", 7)):
+        shards = ShardSet(copy, split)
+        with open(shards.paths[0], "r+b") as file:
+            file.seek(int(shards.index.rows["offset"][row]) + 60)
+            file.write(b"damage")
+    output = tmp_path / "run [b]"  # brackets are no markup
+    done = train(config, f"data.shards={copy}", f"output={output}", launcher=LAUNCH_TWO, env=ON_CPU)
+    assert done.returncode == 0, done.stderr
+    assert "bad picture test-000000.tar:" in done.stdout
+    for model in ("teacher-1", "teacher-2", "student"):
+        result = json.loads((output / model / "result.json").read_text())
+        assert result["counts"][0] == [49, *[50] * 9]
+    listed = [line for path in output.glob("bad_pictures.rank-*.jsonl") for line in read_lines(path)]
+    assert {line["picture"].split(":")[0] for line in listed} >= {"test-000000.tar"}
+    assert all("crc32" in line["reason"] for line in listed)
 
 
 def test_batches_that_processes_cannot_share_are_refused(config, tmp_path):
@@ -172,6 +211,30 @@ def test_batches_that_processes_cannot_share_are_refused(config, tmp_path):
     assert done.returncode == 2
     assert "16 is not a multiple of 3 processes x accumulation 2 = 6" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("joins", [True, False])
+def test_a_bare_loop_in_two_processes(photo_shards, tmp_path, joins):
+    """Without the trainer: the loader finds its place by itself, whether the processes are joined or only launched."""
+    script = tmp_path / "loop.py"
+    script.write_text(f"""
+import json, os, torch
+from cbd_fast import Loader
+
+if {joins}:
+    torch.distributed.init_process_group("gloo")
+loader = Loader({str(photo_shards)!r}, sampling="class_balanced", batch_size=6, image_size=32, device="cpu")
+with open({str(tmp_path)!r} + "/" + os.environ["RANK"] + ".json", "w") as file:
+    json.dump([batch.ids.tolist() for batch in loader], file)
+if {joins}:
+    torch.distributed.destroy_process_group()
+""")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    parts = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    with Loader(photo_shards, sampling="class_balanced", batch_size=6, image_size=32, device="cpu") as loader:
+        assert [first + second for first, second in zip(*parts, strict=True)] == [b.ids.tolist() for b in loader]
 
 
 def test_settings_are_listed():
@@ -185,7 +248,7 @@ def test_shards_of_folders(picture_folder, tmp_path):
     command = ["folder", "--train", picture_folder / "train", "--test", picture_folder / "test", "--out", out]
     done = make_shards(*command, "--imbalance", "4", "--seed", "3", "--workers", "2")
     assert done.returncode == 0, done.stderr
-    assert "0 many, 0 medium, 3 few" in done.stdout
+    assert re.search(r"train *│ *3 │ *19 │ *0 │ *0 │ *3 │", done.stdout)
     assert "\x1b" not in done.stdout
     manifest = read_manifest(out)
     assert manifest.splits["train"].class_counts == [12, 5, 2]  # 12, 6 and 3 are wanted

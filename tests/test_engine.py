@@ -40,10 +40,12 @@ def config_of(output, shards, *, runtime=None, optimization=None, **settings) ->
                 "shards": str(shards),
                 "num_classes": 10,
                 "image_size": 32,
-                "augmentation": {"crop": "pad_and_crop", "flip": False, "color_jitter": 0.5},
+                "augmentation": {"crop": "pad_and_crop", "flip": False},
             },
             "model": {"backbone": "small_convnet"},
             "optimization": {"steps": 20, "global_batch": 16, "base_learning_rate": 0.05} | (optimization or {}),
+            "stage_one": {"teachers": [{"seed": 1, "color_jitter": 0.5}]},
+            "stage_two": {"color_jitter": 0.5},
             "runtime": {"log_every": 1, "num_threads": 2} | (runtime or {}),
         }
         | settings
@@ -59,11 +61,12 @@ def small_model(backbone, num_classes, target_dim=None):
 def run(config: Config, dashboard=None) -> list[dict]:
     """Runs a config as the command does and returns its metrics."""
     shards = command.open_shards(config)
-    jobs = command.plan_jobs(config, shards)
-    accelerator = command.make_accelerator(config)
+    jobs = command.wanted_jobs(command.plan_jobs(config, shards), config.stages)
     records = Records(Path(config.output), is_main=True)
     records.start(config)
-    command.run(jobs, config, accelerator, records, dashboard or Silent())
+    accelerator = command.make_accelerator(config)
+    with command.open_surroundings(config, accelerator, records, dashboard or Silent()) as around:
+        command.run(jobs, around)
     AcceleratorState._reset_state(reset_partial_state=True)
     return [json.loads(line) for line in (Path(config.output) / "metrics.jsonl").read_text().splitlines()]
 

@@ -1,6 +1,6 @@
 import pytest
 
-from cbd_fast.files import whole_folder, write_whole
+from cbd_fast.files import PARTIAL_SUFFIX, whole_folder, write_whole
 
 
 def test_write_whole_replaces(tmp_path):
@@ -21,7 +21,7 @@ def test_whole_folder_appears_at_the_end(tmp_path):
 
 def test_whole_folder_leaves_nothing_after_an_error(tmp_path):
     def fail():
-        with whole_folder(tmp_path / "out") as folder:
+        with whole_folder(tmp_path / "new" / "deep" / "out") as folder:
             (folder / "a").write_text("a")
             raise RuntimeError("stop")
 
@@ -31,7 +31,7 @@ def test_whole_folder_leaves_nothing_after_an_error(tmp_path):
 
 
 def test_whole_folder_replaces_what_a_kill_left(tmp_path):
-    left = tmp_path / "out.partial"
+    left = tmp_path / f"out{PARTIAL_SUFFIX}"
     left.mkdir()
     (left / "half").write_text("half")
     with whole_folder(tmp_path / "out") as folder:

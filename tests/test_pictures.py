@@ -61,7 +61,7 @@ def test_orientation_tag_is_ignored(photos):
     ("damage", "reason"),
     [
         (lambda data: b"", "empty"),
-        (lambda data: b"hello, I am a text", "cannot identify"),
+        (lambda data: b"hello, I am a text", "not a picture, or of an unknown format"),
         (lambda data: data[: len(data) // 2], None),
         (lambda data: data[:200], None),
     ],
@@ -72,3 +72,28 @@ def test_bad_pictures_have_a_reason(photos, damage, reason, extension):
         check_picture(damage(encoded(photos[0], extension)))
     assert str(error.value).strip()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("extension", ["jpg", "png", "webp"])
+def test_flipped_bits_are_refused_or_harmless_but_never_end_the_process(photos, extension):
+    data = encoded(photos[0][:40, :60], extension)
+    rng = np.random.default_rng(0)
+    reasons = []
+    for place in rng.integers(0, len(data), 100):
+        damaged = bytearray(data)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        try:
+            check_picture(bytes(damaged))
+        except ValueError as error:
+            reasons.append(str(error))
+    assert len(reasons) >= (95 if extension == "png" else 1)  # only PNG has checksums
+    assert not any("/" in reason for reason in reasons)
+
+
+def test_pictures_of_phones_stay_jpeg(photos):
+    first, second = (Image.fromarray(photo[:40, :60]) for photo in photos)
+    buffer = io.BytesIO()
+    first.save(buffer, format="MPO", save_all=True, append_images=[second])
+    checked = check_picture(buffer.getvalue())
+    assert (checked.data, checked.extension) == (buffer.getvalue(), "jpg")
+    assert (checked.width, checked.height) == (60, 40)

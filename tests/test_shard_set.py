@@ -84,3 +84,34 @@ def test_a_shard_that_ends_too_early_is_an_error_of_reading(copy):
         file.truncate(int(shards.index.rows["offset"][last]) + 10)
     with pytest.raises(OSError, match="ends at byte"):
         shards.read(last)
+
+
+def test_damaged_bytes_are_an_error_of_reading(copy):
+    shards = ShardSet(copy, "train")
+    with open(copy / "train-000000.tar", "r+b") as file:
+        file.seek(int(shards.index.rows["offset"][4]) + 100)
+        byte = file.read(1)
+        file.seek(-1, 1)
+        file.write(bytes([byte[0] ^ 1]))
+    with pytest.raises(OSError, match="not those that were indexed"):
+        shards.read(4)
+    shards.read(5)
+    ShardSet(copy, "train")  # one damaged picture does not keep the others from being used
+
+
+def test_tars_of_other_pictures_are_refused(copy):
+    # of the same size, as tars often are: all pictures moved by one block
+    path = copy / "train-000000.tar"
+    data = path.read_bytes()
+    path.write_bytes(data[512:] + data[:512])
+    with pytest.raises(InputError, match="the tars of train do not go with its index, 19 of 19 pictures"):
+        ShardSet(copy, "train")
+
+
+def test_reading_ahead_in_a_missing_shard_is_not_yet_an_error(copy):
+    shards = ShardSet(copy, "train")
+    shards.close()
+    (copy / "train-000000.tar").unlink()
+    shards.read_ahead([0, 1])
+    with pytest.raises(FileNotFoundError):
+        shards.read(0)

@@ -57,6 +57,19 @@ def test_odd_names_and_dangling_links_are_listed(tmp_path):
     assert names(source.splits["train"]) == sorted(f"a/{name}" for name in [*odd, "link.jpg"])
 
 
+def test_links_that_go_in_circles_are_followed_once(tmp_path):
+    touch(tmp_path / "train" / "a" / "1.jpg", tmp_path / "train" / "a" / "b" / "2.jpg")
+    os.symlink(tmp_path / "train" / "a", tmp_path / "train" / "a" / "b" / "again")
+    source = folder_source({"train": tmp_path / "train"})
+    assert names(source.splits["train"]) == ["a/1.jpg", "a/b/2.jpg"]
+
+
+def test_class_names_that_cannot_be_written_are_refused(tmp_path):
+    touch(tmp_path / "train" / os.fsdecode(b"caf\xe9") / "1.jpg")
+    with pytest.raises(InputError, match="no printable UTF-8 name; rename it"):
+        folder_source({"train": tmp_path / "train"})
+
+
 def test_bad_folders_are_refused(tmp_path):
     train, test = tmp_path / "train", tmp_path / "test"
     with pytest.raises(InputError, match="no such folder"):

@@ -8,7 +8,7 @@ from cbd_fast.config import Config
 from cbd_fast.errors import InputError
 from cbd_fast.sharding.shard_set import ShardSet
 from cbd_fast.training.checkpoint import save_finished
-from cbd_fast.training.stages import build_stage, plan_jobs
+from cbd_fast.training.stages import build_stage, finished_results, plan_jobs, wanted_jobs
 
 
 def config_of(output, shards="s", **settings) -> Config:
@@ -31,6 +31,10 @@ def shards(photo_shards):
 TWO_TEACHERS = {"teachers": [{"seed": 1}, {"seed": 1, "color_jitter": 1.0}]}
 
 
+def wanted_of(config, shards):
+    return wanted_jobs(plan_jobs(config, shards), config.stages)
+
+
 def finish(job, config):
     """As the engine leaves a model that is trained."""
     save_finished(job.folder, build_stage(job, config).model, {"identity": job.identity})
@@ -48,9 +52,9 @@ def test_both_stages(shards, tmp_path):
 
 
 def test_one_stage_alone(shards, tmp_path):
-    assert [job.name for job in plan_jobs(config_of(tmp_path, stages="one"), shards)] == ["teacher-1"]
+    assert [job.name for job in wanted_of(config_of(tmp_path, stages="one"), shards)] == ["teacher-1"]
     with pytest.raises(InputError, match="teacher-1 holds no finished teacher; run stages=one"):
-        plan_jobs(config_of(tmp_path, stages="two"), shards)
+        wanted_of(config_of(tmp_path, stages="two"), shards)
 
 
 def test_a_finished_teacher_is_used(shards, tmp_path):
@@ -94,14 +98,19 @@ def test_other_settings_in_the_same_folder_are_refused_by_name(shards, tmp_path)
     with pytest.raises(
         InputError, match=r"teacher-1 was trained with other settings \(optimization.steps was 5, now 9\)"
     ):
-        plan_jobs(changed, shards)
+        wanted_of(changed, shards)
     # the student's settings are no business of the teacher
-    plan_jobs(config_of(tmp_path, stage_two={"alpha": 0.1}), shards)
+    wanted_of(config_of(tmp_path, stage_two={"alpha": 0.1}), shards)
     finish(student, config)
     with pytest.raises(
         InputError, match=r"student was trained with other settings \(stage_two.alpha was 0.4, now 0.1\)"
     ):
-        plan_jobs(config_of(tmp_path, stage_two={"alpha": 0.1}), shards)
+        wanted_of(config_of(tmp_path, stage_two={"alpha": 0.1}), shards)
+    # nor does stage one alone mind another student, which is then not reported
+    other = config_of(tmp_path, stage_two={"alpha": 0.1}, stages="one")
+    assert [job.name for job in wanted_of(other, shards)] == ["teacher-1"]
+    assert list(finished_results(plan_jobs(other, shards))) == ["teacher-1"]
+    assert list(finished_results(plan_jobs(config, shards))) == ["teacher-1", "student"]
 
 
 def test_other_pictures_in_the_same_folder_are_refused(shards, tmp_path):
@@ -111,7 +120,7 @@ def test_other_pictures_in_the_same_folder_are_refused(shards, tmp_path):
     result = Path(teacher.folder) / "result.json"
     result.write_text(result.read_text().replace(shards.manifest.fingerprint, "00000000"))
     with pytest.raises(InputError, match="pictures was '00000000'"):
-        plan_jobs(config, shards)
+        wanted_of(config, shards)
     assert json.loads(result.read_text())["identity"]["pictures"] == "00000000"
 
 

@@ -5,6 +5,7 @@ python tools/make_shards.py folder --train DIR --test DIR --imbalance 100 --out 
 """
 
 import argparse
+import math
 import os
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
+from cbd_fast.dashboard import make_console
 from cbd_fast.errors import run_command
 from cbd_fast.sharding.manifest import frequency_groups
 from cbd_fast.sharding.sources import SPLITS, Source, digits_source, folder_source, with_long_tail
@@ -24,7 +27,7 @@ NUM_SKIPPED_SHOWN = 10
 def main() -> None:
     """Parses the command line, writes the shards, prints what was written."""
     arguments = parse_arguments()
-    console = Console()
+    console = make_console()
     source = read_source(arguments)
     size = ShardSize(num_bytes=int(arguments.shard_megabytes * 10**6), num_pictures=arguments.shard_pictures)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -83,30 +86,31 @@ def read_source(arguments: argparse.Namespace) -> Source:
 def report(written: WrittenDataset, out: Path, console: Console) -> None:
     """Prints the closing table and the first of the pictures that were left out."""
     manifest = written.manifest
-    title = f"{out}: {len(manifest.classes)} classes" + ("" if written.is_new else " (already there, unchanged)")
-    table = Table(title=title)
-    for column in ("split", "pictures", "largest", "smallest", "megabytes", "shards"):
+    groups = frequency_groups(np.array(manifest.splits["train"].class_counts))
+    # not markup: names of folders and files may look like it
+    table = Table(title=Text(f"{out}" + ("" if written.is_new else " (already there, unchanged)")))
+    for column in ("split", "classes", "pictures", *groups, "megabytes", "shards"):
         table.add_column(column, justify="left" if column == "split" else "right")
     for split, record in manifest.splits.items():
+        present = np.array(record.class_counts) > 0
         table.add_row(
             split,
+            f"{present.sum():,}",
             f"{record.num_pictures:,}",
-            f"{max(record.class_counts):,}",
-            f"{min(record.class_counts):,}",
+            *(f"{(mask & present).sum():,}" for mask in groups.values()),
             f"{sum(shard.num_bytes for shard in record.shards) / 1e6:,.1f}",
             f"{len(record.shards):,}",
         )
     console.print(table)
-    groups = frequency_groups(np.array(manifest.splits["train"].class_counts))
-    console.print("classes in training: " + ", ".join(f"{mask.sum():,} {name}" for name, mask in groups.items()))
+    console.print("many, medium, few: classes with more than 100, 20 to 100, fewer than 20 training pictures")
     if written.num_converted:
         console.print(
             f"{written.num_converted:,} pictures stored as 8-bit RGB PNG (CMYK, palette, alpha, 16 bits, ...)"
         )
     if written.skipped:
-        console.print(f"[yellow]{len(written.skipped):,} pictures left out[/], all in {out / SKIPPED_NAME}; the first:")
-        for skip in written.skipped[:NUM_SKIPPED_SHOWN]:
-            console.print(f"  {skip.split}/{skip.name}: {skip.reason}", markup=False, highlight=False)
+        lines = [f"{len(written.skipped):,} pictures left out, all in {out / SKIPPED_NAME}; the first:"]
+        lines += [f"  {skip.split}/{skip.name}: {skip.reason}" for skip in written.skipped[:NUM_SKIPPED_SHOWN]]
+        console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
 def positive_int(text: str) -> int:
@@ -118,14 +122,14 @@ def positive_int(text: str) -> int:
 
 def positive_float(text: str) -> float:
     """A number above 0."""
-    if not (number := float(text)) > 0:
-        raise argparse.ArgumentTypeError(f"{text}: must be above 0")
+    if not 0 < (number := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: must be above 0 and finite")
     return number
 
 
 def imbalance_factor(text: str) -> float:
     """A number of at least 1."""
-    if not (number := float(text)) >= 1:
+    if not 1 <= (number := float(text)) < math.inf:
         raise argparse.ArgumentTypeError(f"{text}: must be at least 1 (largest class over smallest)")
     return number
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cbd_fast.loading.hashing import hash64, uniform
 
+CENTER_SHARE = 224 / 256
 NUM_BOX_TRIES = 10  # as in torchvision's RandomResizedCrop
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, of which YIQ is made
 _RGB_TO_YIQ = np.array([LUMA, [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
@@ -24,20 +25,24 @@ _BOX, _FLIP, _COLOR = 16, 17, 18
 class Augmentation(BaseModel):
     """How a picture becomes a square of the model's input size."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     crop: Literal["random_resized_crop", "pad_and_crop", "center"] = Field(
         "random_resized_crop",
-        description="random_resized_crop: a random box, resized; pad_and_crop: the whole picture, moved by up to "
-        "`padding` pixels over black, for small pictures; center: the middle square, for testing",
+        description="random_resized_crop: a random box, resized; pad_and_crop: the middle square, moved by up to "
+        "`padding` pixels, over black where the picture ends, for small pictures; center: the middle, for testing",
     )
     min_area: float = Field(0.05, gt=0, le=1, description="random_resized_crop: smallest share of the picture's area")
     max_area: float = Field(1.0, gt=0, le=1, description="random_resized_crop: largest share of the picture's area")
     min_aspect: float = Field(3 / 4, gt=0, description="random_resized_crop: smallest width / height of the box")
     max_aspect: float = Field(4 / 3, gt=0, description="random_resized_crop: largest width / height of the box")
     padding: int = Field(4, ge=0, description="pad_and_crop: largest move, in pixels of the model's input")
-    center_share: float = Field(
-        224 / 256, gt=0, le=1, description="center: side of the square as a share of the picture's short side"
+    center_share: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="center: side of the square as a share of the picture's short side; by default 224/256, or 1 for "
+        "pictures that pad_and_crop trained on",
     )
     flip: bool = Field(True, description="mirror left and right with probability 1/2; never with center")
     color_jitter: float = Field(
@@ -65,7 +70,8 @@ class Augmentation(BaseModel):
 
     def for_test(self) -> "Augmentation":
         """The centre crop and colours that go with this augmentation."""
-        return self.model_copy(update={"crop": "center", "color_jitter": 0.0})
+        share = self.center_share or (1.0 if self.crop == "pad_and_crop" else CENTER_SHARE)
+        return self.model_copy(update={"crop": "center", "center_share": share, "color_jitter": 0.0})
 
     @property
     def pads(self) -> bool:
@@ -136,7 +142,7 @@ def make_plan(
     heights, widths = sizes[:, 0], sizes[:, 1]
     is_center = augmentation.crop == "center"
     if is_center:
-        boxes = center_boxes(heights, widths, augmentation.center_share)
+        boxes = center_boxes(heights, widths, augmentation.center_share or CENTER_SHARE)
     elif augmentation.crop == "pad_and_crop":
         random = _uniforms(2, seed, _BOX, step, positions)
         boxes = padded_boxes(heights, widths, augmentation.padding, image_size, random)
@@ -204,7 +210,7 @@ def random_resized_boxes(
 def padded_boxes(
     heights: np.ndarray, widths: np.ndarray, padding: int, image_size: int, random: np.ndarray
 ) -> np.ndarray:
-    """Boxes of the whole picture's size, moved by up to ``padding`` pixels of the model's input in each direction.
+    """The middle squares of full height or width, moved by up to ``padding`` pixels of the model's input each way.
 
     Args:
         heights: ``(B,)`` int64.
@@ -214,12 +220,12 @@ def padded_boxes(
         random: ``(B, 2)`` in [0, 1).
 
     Returns:
-        ``(B, 4)`` int64; boxes reach over the edges.
+        ``(B, 4)`` int64; boxes may reach over the edges.
     """
+    boxes = center_boxes(heights, widths, 1.0)
     moves = np.floor(random * (2 * padding + 1)).astype(np.int64) - padding
-    top = np.rint(moves[:, 0] * heights / image_size).astype(np.int64)
-    left = np.rint(moves[:, 1] * widths / image_size).astype(np.int64)
-    return np.stack([top, left, heights, widths], axis=1)
+    boxes[:, :2] += np.rint(moves * boxes[:, 2:] / image_size).astype(np.int64)
+    return boxes
 
 
 def center_boxes(heights: np.ndarray, widths: np.ndarray, share: float) -> np.ndarray:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from cbd_fast.loading.augment import Plan
-from cbd_fast.sharding.pictures import decode_rgb
+from cbd_fast.sharding.pictures import decode_rgb, first_line
 
 
 @dataclass(frozen=True)
@@ -57,43 +57,36 @@ class TorchDecoder:
 
         def decode_into(position: int) -> str | None:
             try:
-                pixels[position] = decode_crop(encoded[position], plan.boxes[position], size)
+                picture = decode_rgb(encoded[position])
             except RuntimeError as error:
-                return str(error).splitlines()[0]
+                return first_line(error)
+            if picture.dtype != torch.uint8:
+                return f"has {picture.dtype} pixels; shards hold pictures of 8 bits"
+            pixels[position] = crop_and_resize(picture, plan.boxes[position], size)
             return None
 
         reasons = enumerate(self._pool.map(decode_into, range(len(plan))))
         return Crops(pixels, {position: reason for position, reason in reasons if reason is not None})
 
 
-def decode_crop(encoded: np.ndarray, box: np.ndarray, image_size: int) -> torch.Tensor:
-    """Decodes one box of one picture.
+def crop_and_resize(picture: torch.Tensor, box: np.ndarray, image_size: int) -> torch.Tensor:
+    """Cuts one box out of one picture.
 
     Args:
-        encoded: ``(num_bytes,)`` uint8, a JPEG, PNG or WebP file.
+        picture: ``(3, height, width)`` uint8.
         box: top, left, height, width; what it covers outside the picture is black.
         image_size: side of the crop in pixels.
 
     Returns:
         ``(image_size, image_size, 3)`` uint8.
-
-    Raises:
-        RuntimeError: the picture cannot be decoded.
     """
     top, left, height, width = (int(number) for number in box)
-    picture = decode_rgb(encoded)
-    if picture.dtype != torch.uint8:
-        raise RuntimeError(f"has {picture.dtype} pixels; shards hold pictures of 8 bits")
     bottom, right = top + height, left + width
     crop = picture[:, max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
-    missing = (
-        max(-left, 0),
-        max(right - picture.shape[2], 0),
-        max(-top, 0),
-        max(bottom - picture.shape[1], 0),
-    )
-    if any(missing):
-        crop = F.pad(crop, missing)
+    if crop.shape[1:] != (height, width):
+        inside, crop = crop, picture.new_zeros((3, height, width))
+        below, beside = max(-top, 0), max(-left, 0)
+        crop[:, below : below + inside.shape[1], beside : beside + inside.shape[2]] = inside
     if (height, width) != (image_size, image_size):
         crop = F.interpolate(crop[None], (image_size, image_size), mode="bilinear", antialias=True)[0]
     return crop.permute(1, 2, 0)

@@ -10,6 +10,7 @@
 Batch s is a function of the shards, the settings and s alone. Whatever runs ahead, in whatever order, changes nothing.
 """
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ import torch
 from cbd_fast.errors import InputError, RunError
 from cbd_fast.loading.augment import Augmentation, Plan, make_plan
 from cbd_fast.loading.decode_dali import DaliDecoder
-from cbd_fast.loading.decode_torch import Crops, Decoder, TorchDecoder
+from cbd_fast.loading.decode_torch import Decoder, TorchDecoder
 from cbd_fast.loading.finish import finish
 from cbd_fast.loading.sampling import POLICIES, Order, make_order
 from cbd_fast.loading.threads import num_cores, thread_pool
@@ -100,10 +101,10 @@ class Loader:
             device: where batches are; by default the GPU where there is one.
             num_threads: that read and decode; by default one per core of this process's share of the machine.
             prefetch: batches that are prepared ahead of time.
-            rank: of this process; by default as torch.distributed says, else 0.
+            rank: of this process; by default as torch.distributed or its launcher says, else 0.
             world_size: number of processes; likewise, else 1.
             total_steps: of the whole run; only ``sampling="progressive"`` needs it.
-            max_bad_share: of the split's pictures; more undecodable ones are an error (one alone never is).
+            max_bad_share: of the split's pictures; more bad ones in this process are an error (one alone never is).
             on_bad_picture: called once with place and reason of each picture that cannot be decoded, from any thread.
 
         Raises:
@@ -116,6 +117,8 @@ class Loader:
         self.is_sequential = sampling == "sequential"
         self.augmentation = augmentation or Augmentation(crop="center" if self.is_sequential else "random_resized_crop")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if self.device.type == "cuda" and self.device.index is None:
+            self.device = torch.device("cuda", torch.cuda.current_device())
         self.epoch = 0
         self.bad_pictures: dict[int, str] = {}
         self._on_bad_picture = on_bad_picture
@@ -193,7 +196,10 @@ class Loader:
         positions = self._positions(step)
         draws = step * self.batch_size + positions
         rows = draws if self._order is None else self._order(draws)
-        if self.bad_pictures:
+        if self.bad_pictures and self.is_sequential:
+            kept = ~np.isin(rows, list(self.bad_pictures))
+            rows, positions = rows[kept], positions[kept]
+        elif self.bad_pictures:
             rows = np.array([self._usable(int(row)) for row in rows], np.int64)
         places = self.shards.index.rows[rows]
         return make_plan(
@@ -232,36 +238,33 @@ class Loader:
         )
 
     def _decoded(self, step: int) -> tuple[Plan, torch.Tensor]:
-        """Crops of a step; what cannot be decoded is replaced by the next picture of its class, or left out."""
-        plan = self.plan(step)
-        crops = self._read_and_decode(plan)
-        pixels, bad = crops.pixels, crops.bad
-        if bad and self.is_sequential:
+        """Plan and crops of a step, planned again without what turns out to be bad until nothing does."""
+        while True:
+            plan = self.plan(step)
+            if not len(plan):
+                return plan, torch.empty((0, self.image_size, self.image_size, 3), dtype=torch.uint8)
+            encoded, bad = self._read(plan)
+            if not bad:
+                crops = self._decode(encoded, plan)
+                if not crops.bad:
+                    return plan, crops.pixels
+                bad = crops.bad
             self._remember(plan, bad)
-            kept = np.array([position for position in range(len(plan)) if position not in bad], np.int64)
-            return plan.take(kept), pixels[torch.from_numpy(kept).to(pixels.device)]
-        while bad:
-            self._remember(plan, bad)
-            positions = np.array(sorted(bad))
-            plan = self.plan(step)  # now with the next pictures of their classes
-            crops = self._read_and_decode(plan.take(positions))
-            pixels[torch.from_numpy(positions).to(pixels.device)] = crops.pixels
-            bad = {int(positions[position]): reason for position, reason in crops.bad.items()}
-        return plan, pixels
 
-    def _read_and_decode(self, plan: Plan) -> Crops:
-        if not len(plan):
-            return Crops(torch.empty((0, self.image_size, self.image_size, 3), dtype=torch.uint8), {})
+    def _read(self, plan: Plan) -> tuple[list[np.ndarray], dict[int, str]]:
+        """The files of a batch, and which positions cannot be read, with the reason."""
+
+        def read(row: int) -> np.ndarray | OSError:
+            try:
+                return self.shards.read(row)
+            except OSError as error:
+                return error
+
         rows = plan.rows.tolist()
         self.shards.read_ahead(rows)
-        encoded = list(self._pool.map(self._read, rows))
-        return self._decode(encoded, plan)
-
-    def _read(self, row: int) -> np.ndarray:
-        try:
-            return self.shards.read(row)
-        except OSError:
-            return np.zeros(1, np.uint8)  # not a picture: the decoder reports it
+        files = list(self._pool.map(read, rows))
+        bad = {position: str(file) for position, file in enumerate(files) if isinstance(file, OSError)}
+        return [file for file in files if isinstance(file, np.ndarray)], bad
 
     def _usable(self, row: int) -> int:
         usable = row
@@ -313,11 +316,12 @@ class Loader:
 
 
 def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    is_joined = torch.distributed.is_available() and torch.distributed.is_initialized()
     if world_size is None:
-        world_size = torch.distributed.get_world_size() if is_distributed else 1
+        world_size = torch.distributed.get_world_size() if is_joined else int(os.environ.get("WORLD_SIZE", "1"))
     if rank is None:
-        rank = torch.distributed.get_rank() if is_distributed else 0
+        rank = torch.distributed.get_rank() if is_joined else int(os.environ.get("RANK", "0"))
+        rank = 0 if world_size == 1 else rank
     if not 0 <= rank < world_size:
         raise InputError(f"rank={rank}: must be 0 or more and below world_size={world_size}")
     return rank, world_size

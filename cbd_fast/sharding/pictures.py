@@ -5,15 +5,17 @@ already so go in unchanged; any other picture (CMYK, palette, alpha, 16 bits, BM
 """
 
 import io
+import re
 import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torchvision.io import ImageReadMode, decode_image
 
-EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+# MPO is what many phones and cameras write: a JPEG with others behind it, which decoders pass over
+EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,10 @@ def check_picture(data: bytes) -> CheckedPicture:
             with Image.open(io.BytesIO(data)) as image:
                 if image.format in EXTENSIONS and image.mode in ("L", "RGB") and not _is_animated(image):
                     width, height = image.size
+                    if image.format == "PNG":
+                        # torchvision 0.29 crashes on damaged PNG; Pillow says what is wrong
+                        Image.open(io.BytesIO(data)).verify()
+                        image.load()
                     pixels = decode_rgb(np.frombuffer(data, np.uint8).copy())
                     if pixels.dtype == torch.uint8 and tuple(pixels.shape) == (3, height, width):
                         return CheckedPicture(
@@ -54,8 +60,10 @@ def check_picture(data: bytes) -> CheckedPicture:
                             converted=False,
                         )
                 return _as_png(image)
+    except UnidentifiedImageError as error:
+        raise ValueError("not a picture, or of an unknown format") from error
     except (OSError, RuntimeError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(str(error).splitlines()[0].strip() or type(error).__name__) from error
+        raise ValueError(first_line(error)) from error
 
 
 def decode_rgb(encoded: np.ndarray) -> torch.Tensor:
@@ -73,6 +81,12 @@ def decode_rgb(encoded: np.ndarray) -> torch.Tensor:
     return decode_image(torch.from_numpy(encoded), mode=ImageReadMode.RGB, apply_exif_orientation=False)
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, without the place in a library's source that some begin with."""
+    lines = str(error).strip().splitlines()
+    return re.sub(r"^\w+, /\S+:\d+, ", "", lines[0]) if lines else type(error).__name__
+
+
 def encode_png(pixels: np.ndarray) -> bytes:
     """``(height, width)`` or ``(height, width, 3)`` uint8 as a PNG file."""
     buffer = io.BytesIO()
@@ -81,7 +95,7 @@ def encode_png(pixels: np.ndarray) -> bytes:
 
 
 def _is_animated(image: Image.Image) -> bool:
-    return getattr(image, "n_frames", 1) > 1
+    return image.format != "MPO" and getattr(image, "n_frames", 1) > 1
 
 
 def _as_png(image: Image.Image) -> CheckedPicture:

@@ -5,7 +5,9 @@ import os
 import resource
 import tarfile
 import threading
+import zlib
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +16,14 @@ from cbd_fast.errors import InputError
 from cbd_fast.sharding.index import ClassIndex, file_crc32
 from cbd_fast.sharding.manifest import Manifest, SplitRecord, read_manifest
 
+NUM_CHECKED, MAX_DAMAGED_SHARE = 64, 0.25  # of the pictures looked at when opening
 NUM_OTHER_FILES = 256  # that a process with loaders, libraries and sockets may have open besides the shards
 
 
 class ShardSet:
     """The shards and the index of one split.
 
-    Opening checks that manifest, index and files agree (sizes, counts, the index's crc32) without reading any shard.
+    Opening checks that manifest, index and files agree: sizes, counts, the index's crc32, and some of the pictures.
     ``read`` may be called from any number of threads.
     """
 
@@ -47,6 +50,7 @@ class ShardSet:
         _allow_open_files(len(self.paths) + NUM_OTHER_FILES)
         self._files: dict[int, io.FileIO] = {}
         self._opening = threading.Lock()
+        self._check_pictures()
 
     @property
     def num_classes(self) -> int:
@@ -71,7 +75,7 @@ class ShardSet:
             ``(num_bytes,)`` uint8, the caller's own.
 
         Raises:
-            OSError: the shard cannot be read or ends too early.
+            OSError: the shard cannot be read, ends too early, or has other bytes there than were indexed.
         """
         place = self.index.rows[row]
         data = np.empty(int(place["size"]), np.uint8)
@@ -79,15 +83,19 @@ class ShardSet:
         # a positioned read, not a memory map: it leaves the interpreter's lock while it waits for a cold file
         num_read = os.preadv(self._descriptor(shard), [data.data], int(place["offset"]))
         if num_read != len(data):
-            raise OSError(f"{self.paths[shard]} ends at byte {int(place['offset']) + num_read}")
+            raise OSError(f"{self.paths[shard].name} ends at byte {int(place['offset']) + num_read}")
+        # damaged bytes can decode to wrong pixels without complaint, and crash some decoders
+        if zlib.crc32(data.data) != int(place["crc32"]):
+            raise OSError("the bytes are not those that were indexed (crc32)")
         return data
 
     def read_ahead(self, rows: Iterable[int]) -> None:
         """Asks the system to fetch pictures that will be read soon; returns at once."""
         for row in rows:
             place = self.index.rows[row]
-            descriptor = self._descriptor(int(place["shard"]))
-            os.posix_fadvise(descriptor, int(place["offset"]), int(place["size"]), os.POSIX_FADV_WILLNEED)
+            with suppress(OSError):  # reading will say what is wrong
+                descriptor = self._descriptor(int(place["shard"]))
+                os.posix_fadvise(descriptor, int(place["offset"]), int(place["size"]), os.POSIX_FADV_WILLNEED)
 
     def name(self, row: int) -> str:
         """Where a picture is, for messages: ``shard:member``, the member's name read from its tar header."""
@@ -132,6 +140,21 @@ class ShardSet:
             )
         if file_crc32(path) != record.index_crc32:
             raise InputError(f"{path}: not the index that dataset.json was written with; make the shards again")
+
+    def _check_pictures(self) -> None:
+        """Reads a few pictures all over the index: single ones may be damaged, but not many."""
+        rows = sorted({len(self) * number // NUM_CHECKED for number in range(NUM_CHECKED)}) if len(self) else []
+        reasons = []
+        for row in rows:
+            try:
+                self.read(row)
+            except OSError as error:
+                reasons.append(f"{self.name(row)}: {error}")
+        if len(reasons) > MAX_DAMAGED_SHARE * len(rows):
+            raise InputError(
+                f"{self.folder}: the tars of {self.split} do not go with its index, {len(reasons)} of {len(rows)} "
+                f"pictures that were looked at are not there ({reasons[0]}); make the shards again"
+            )
 
 
 def _allow_open_files(num_files: int) -> None:

@@ -170,6 +170,9 @@ def _class_folders(root: Path) -> dict[str, Path]:
     folders = {entry.name: Path(entry.path) for entry in os.scandir(root) if _is_visible_folder(entry)}
     if not folders:
         raise InputError(f"{root}: holds no class folders; it should hold one folder of pictures per class")
+    for name in folders:
+        if not name.isprintable():  # control characters, or bytes that are not UTF-8
+            raise InputError(f"{root}: the class folder {os.fsencode(name)!r} has no printable UTF-8 name; rename it")
     return folders
 
 
@@ -179,8 +182,13 @@ def _is_visible_folder(entry: os.DirEntry[str]) -> bool:
 
 def _pictures(class_folder: Path, label: int) -> list[SourcePicture]:
     root = class_folder.parent
-    found = []
+    found, seen = [], set()
     for folder, subfolders, files in os.walk(class_folder, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:  # a link back to where we were
+            subfolders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
         subfolders.sort()
         for file in sorted(files):
             if not file.startswith("."):

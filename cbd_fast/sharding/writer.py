@@ -8,7 +8,6 @@ import csv
 import hashlib
 import io
 import json
-import os
 import tarfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -181,8 +180,6 @@ def write_shard(
                 _add(tar, f"{key:09d}.json", json.dumps({"path": picture.name}).encode())
                 size, crc32 = len(checked.data), zlib.crc32(checked.data)
                 rows.append((offset, size, number, picture.label, checked.width, checked.height, crc32))
-        file.flush()
-        os.fsync(file.fileno())
     record = ShardRecord(
         file=path.name, num_pictures=len(rows), num_bytes=hashed.num_bytes, sha256=hashed.sha256.hexdigest()
     )
@@ -233,6 +230,8 @@ def _write_split(
 
 def _split_record(folder: Path, split: str, shards: list[WrittenShard], classes: list[str]) -> SplitRecord:
     rows = np.concatenate([shard.rows for shard in shards])
+    if not len(rows):
+        raise InputError(f"none of the pictures of {split} can be decoded ({shards[0].skipped[0].reason})")
     counts = np.bincount(rows["label"], minlength=len(classes))
     if split == "train" and (lost := [name for name, count in zip(classes, counts, strict=True) if not count]):
         reason = next(skip.reason for shard in shards for skip in shard.skipped if classes[skip.label] in lost)

@@ -1,14 +1,15 @@
 """The one training loop of both stages."""
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast, gather_object
 from torch import Tensor
 
 from cbd_fast.config import Config
@@ -32,9 +33,10 @@ class Surroundings:
     records: Records
     dashboard: Dashboard
     test_loader: Loader
+    on_bad_picture: Callable[[str, str], None]  # records and shows place and reason of a picture that cannot be used
 
 
-def make_loader(config: Config, accelerator: Accelerator, records: Records, **chosen: Any) -> Loader:
+def make_loader(config: Config, accelerator: Accelerator, **chosen: Any) -> Loader:
     """A loader of the run's shards, as its settings and this process want it; ``chosen`` says of which pictures."""
     return Loader(
         config.data.shards,
@@ -47,7 +49,6 @@ def make_loader(config: Config, accelerator: Accelerator, records: Records, **ch
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         max_bad_share=config.runtime.max_bad_share,
-        on_bad_picture=records.bad_picture,
         **chosen,
     )
 
@@ -65,7 +66,8 @@ def train(stage: Stage, around: Surroundings) -> None:
     teachers = stage.teachers.to(accelerator.device).to(memory_format=layout) if stage.teachers else None
     optimizer = make_optimizer(model, settings)
     state = load_checkpoint(job.folder, model, optimizer)
-    first = state["step"] if state else 0
+    first, seconds_before = (state["step"], state["seconds"]) if state else (0, 0.0)
+    began = time.perf_counter()
     if runtime.compile:
         model.compile()
     if accelerator.scaler is not None:  # fp16; each model's loss scale is its own
@@ -78,17 +80,21 @@ def train(stage: Stage, around: Surroundings) -> None:
 
     def state_now() -> dict[str, Any]:
         scaler = accelerator.scaler
-        return {"identity": job.identity, "scaler": scaler.state_dict() if scaler is not None else None}
+        return {
+            "identity": job.identity,
+            "seconds": seconds_before + time.perf_counter() - began,
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
 
     with make_loader(
         config,
         accelerator,
-        around.records,
         split="train",
         sampling=job.sampling,
         seed=job.seed,
         augmentation=job.augmentation,
         total_steps=job.num_steps,
+        on_bad_picture=around.on_bad_picture,
     ) as loader:
         for batch in meter.waiting(loader.steps(first, job.num_steps)):
             if runtime.record_batches:
@@ -107,12 +113,12 @@ def train(stage: Stage, around: Surroundings) -> None:
                 meter.add(losses, output.logits, labels)
             done = batch.step + 1
             is_last = done == job.num_steps
-            is_checkpoint = done % runtime.checkpoint_every == 0 and not is_last
-            if done % runtime.log_every == 0 or is_checkpoint or is_last:
-                meter.log(done, optimizer.param_groups[0]["lr"], loader)  # a checkpoint is of finite losses only
+            if done % runtime.log_every == 0 or is_last:
+                meter.log(done, optimizer.param_groups[0]["lr"], loader)
             if is_last:
                 break
-            if is_checkpoint:
+            if done % runtime.checkpoint_every == 0:
+                meter.require_finite_losses(done)  # or the run would go on from what it cannot go on from
                 _agree_on_buffers(model, accelerator)
                 if accelerator.is_main_process:
                     save_checkpoint(job.folder, done, model, optimizer, state_now())
@@ -121,7 +127,7 @@ def train(stage: Stage, around: Surroundings) -> None:
 
     result = meter.evaluate(model, job.num_steps)
     if accelerator.is_main_process:
-        save_finished(job.folder, model, result | {"identity": job.identity})
+        save_finished(job.folder, model, result | state_now())
     accelerator.wait_for_everyone()
     accelerator.free_memory(wrapped, prepared_optimizer)
 
@@ -155,33 +161,45 @@ class _Meter:
     def log(self, step: int, learning_rate: float, loader: Loader) -> None:
         """Writes and shows the means since the last line."""
         accelerator = self._around.accelerator
-        names = sorted(self._sums)
-        on_device = torch.stack([self._sums[name].float() for name in names])
-        on_host = torch.tensor([self._num_pictures, self._seconds_waited, len(loader.bad_pictures)])
-        local = torch.cat([on_device, on_host.to(on_device)])
-        *sums, num_pictures, waited, num_bad = accelerator.reduce(local, "sum").tolist()
-        means = {name: total / num_pictures for name, total in zip(names, sums, strict=True)}
-        train_top1 = 100 * means.pop("correct")
-        if not all(abs(mean) < float("inf") for mean in means.values()):
-            raise RunError(
-                f"{self._job.name}: the loss is not finite somewhere in steps {self._last_step + 1} to {step} "
-                f"({means}); lower optimization.base_learning_rate, or use mixed_precision=bf16 instead of fp16"
-            )
+        totals = self.require_finite_losses(step)
+        num_pictures, waited = totals.pop("pictures"), totals.pop("seconds_waited")
+        means = {name: total / num_pictures for name, total in totals.items()}
+        bad_pictures = set(gather_object(list(loader.bad_pictures)))  # several processes may have met the same
         seconds = time.perf_counter() - self._since
         record = {
             "model": self._job.name,
             "step": step,
+            "train_top1": 100 * means.pop("correct"),
             **means,
-            "train_top1": train_top1,
             "learning_rate": learning_rate,
             "pictures_per_second": num_pictures / seconds,
             "data_wait_share": waited / accelerator.num_processes / seconds,
             "memory_gigabytes": _memory_bytes(accelerator.device) / 1e9,
-            "bad_pictures": int(num_bad),
+            "bad_pictures": len(bad_pictures),
         }
         self._around.records.log(record)
         self._around.dashboard.log(record)
         self._restart(step)
+
+    def require_finite_losses(self, step: int) -> dict[str, float]:
+        """Sums since the last line over all processes, by name.
+
+        Raises:
+            RunError: a loss is not finite; on all processes.
+        """
+        sums = self._sums | {
+            "pictures": torch.tensor(self._num_pictures),
+            "seconds_waited": torch.tensor(self._seconds_waited),
+        }
+        accelerator = self._around.accelerator
+        local = torch.stack([value.to(accelerator.device, torch.float32) for value in sums.values()])
+        totals = dict(zip(sums, accelerator.reduce(local, "sum").tolist(), strict=True))
+        if not all(math.isfinite(total) for total in totals.values()):
+            raise RunError(
+                f"{self._job.name}: the loss is not finite somewhere in steps {self._last_step + 1} to {step}; "
+                "lower optimization.base_learning_rate, or use mixed_precision=bf16 instead of fp16"
+            )
+        return totals
 
     def evaluate(self, model: CosineModel, step: int) -> dict[str, Any]:
         """Evaluates on the test split, writes and shows it; returns metrics and counts."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from cbd_fast.config import Config
+from cbd_fast.errors import InputError
 from cbd_fast.files import write_whole
 from cbd_fast.loading.augment import Plan
 from cbd_fast.sharding.manifest import frequency_groups
@@ -23,12 +24,16 @@ class Records:
 
     def __init__(self, folder: Path, *, is_main: bool, rank: int = 0) -> None:
         self.folder, self._is_main, self._rank = folder, is_main, rank
+        self._bad_pictures: set[str] = set()
 
     def start(self, config: Config) -> None:
         """Makes the folder and writes the resolved settings."""
         if self._is_main:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(self.folder / CONFIG_NAME, config.to_yaml())
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                write_whole(self.folder / CONFIG_NAME, config.to_yaml())
+            except OSError as error:
+                raise InputError(f"output: {self.folder} cannot be written ({error})") from error
 
     def rewind(self, model: str, step: int) -> None:
         """Forgets what was logged of a model after ``step``: the run will do these steps again."""
@@ -44,7 +49,10 @@ class Records:
                 file.write(json.dumps(record) + "\n")
 
     def bad_picture(self, name: str, reason: str) -> None:
-        """Appends a picture that could not be decoded to this process's list."""
+        """Appends a picture that cannot be used to this process's list, once."""
+        if name in self._bad_pictures:
+            return
+        self._bad_pictures.add(name)
         with open(self.folder / f"bad_pictures.rank-{self._rank}.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps({"picture": name, "reason": reason}) + "\n")
 

@@ -62,11 +62,7 @@ class Stage:
 
 
 def plan_jobs(config: Config, shards: ShardSet) -> list[Job]:
-    """All models of a run, in the order in which they are trained.
-
-    Raises:
-        InputError: the run's folder holds models of other settings, or stage two alone lacks its teachers.
-    """
+    """All models of a run, in the order in which they are trained, whatever ``stages`` says."""
     num_steps = config.optimization.num_steps(len(shards))
     output, pictures = Path(config.output), {"pictures": shards.manifest.fingerprint}
     teachers = config.stage_one.teachers
@@ -79,21 +75,34 @@ def plan_jobs(config: Config, shards: ShardSet) -> list[Job]:
         stage="two",
         seed=config.student_seed,
         sampling=config.stage_two.sampling,
-        augmentation=config.data.augmentation,
+        augmentation=config.data.augmentation.model_copy(update={"color_jitter": config.stage_two.color_jitter}),
         num_steps=num_steps,
         num_teachers=len(teachers),
         folder=output / "student",
         identity=config.identity(None) | pictures,
     )
-    if config.stages == "two":
-        for job in jobs:
-            if not job.is_finished:
-                raise InputError(f"stages=two: {job.folder} holds no finished teacher; run stages=one or stages=both")
-    if config.stages != "one":
-        jobs.append(student)
+    return [*jobs, student]
+
+
+def wanted_jobs(jobs: list[Job], stages: str) -> list[Job]:
+    """The models of the stages ``one``, ``two`` (with its teachers, which are finished) or ``both``.
+
+    Raises:
+        InputError: the run's folder holds models of other settings, or stage two alone lacks its teachers.
+    """
     for job in jobs:
-        _check_identity(job)
-    return jobs
+        if stages != "one" or job.stage == "one":
+            _check_identity(job)
+        if stages == "two" and job.stage == "one" and not job.is_finished:
+            raise InputError(f"stages=two: {job.folder} holds no finished teacher; run stages=one or stages=both")
+    return [job for job in jobs if stages != "one" or job.stage == "one"]
+
+
+def finished_results(jobs: list[Job]) -> dict[str, dict[str, Any]]:
+    """Results by name of the models that are finished and of these settings."""
+    results = {job.name: read_result(job.folder) for job in jobs}
+    identities = {job.name: job.identity for job in jobs}
+    return {name: result for name, result in results.items() if result and result["identity"] == identities[name]}
 
 
 def build_stage(job: Job, config: Config) -> Stage:
