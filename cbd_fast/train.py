@@ -19,7 +19,7 @@ from rich.table import Table
 from cbd_fast.config import Config, describe_settings, read_config
 from cbd_fast.dashboard import Dashboard, PlannedModel, comparison, duration, make_console, make_dashboard
 from cbd_fast.errors import InputError, run_command
-from cbd_fast.loading.threads import num_cores
+from cbd_fast.loading.machine import num_cores
 from cbd_fast.sharding.shard_set import ShardSet
 from cbd_fast.training.checkpoint import read_result
 from cbd_fast.training.engine import Surroundings, make_loader, train
@@ -200,7 +200,7 @@ def report(config: Config, jobs: list[Job], shards: ShardSet, records: Records) 
     records.write_per_class(shards.manifest.classes, shards.record.class_counts, counts)
     console = make_console()
     console.print(comparison({job.name: (job.num_steps, metrics[job.name]) for job in jobs if job.name in metrics}))
-    written = f"{Path(config.output) / SUMMARY_NAME}: {len(metrics)} models, trained in {duration(seconds)}"
+    written = f"{Path(config.output) / SUMMARY_NAME}: trained in {duration(seconds)}"
     console.print(written, highlight=False, markup=False, soft_wrap=True)
 
 

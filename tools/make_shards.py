@@ -102,7 +102,7 @@ def report(written: WrittenDataset, out: Path, console: Console) -> None:
             f"{len(record.shards):,}",
         )
     console.print(table)
-    console.print("many, medium, few: classes with more than 100, 20 to 100, fewer than 20 training pictures")
+    console.print("many, medium, few: classes of more than 100, 20 to 100, fewer than 20 for training", highlight=False)
     if written.num_converted:
         console.print(
             f"{written.num_converted:,} pictures stored as 8-bit RGB PNG (CMYK, palette, alpha, 16 bits, ...)"

@@ -10,7 +10,6 @@
 Batch s is a function of the shards, the settings and s alone. Whatever runs ahead, in whatever order, changes nothing.
 """
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -27,8 +26,8 @@ from cbd_fast.loading.augment import Augmentation, Plan, make_plan
 from cbd_fast.loading.decode_dali import DaliDecoder
 from cbd_fast.loading.decode_torch import Decoder, TorchDecoder
 from cbd_fast.loading.finish import finish
+from cbd_fast.loading.machine import num_cores, place_among_processes, thread_pool
 from cbd_fast.loading.sampling import POLICIES, Order, make_order
-from cbd_fast.loading.threads import num_cores, thread_pool
 from cbd_fast.sharding.shard_set import ShardSet
 
 DECODERS = ("auto", "dali", "torch")
@@ -111,7 +110,7 @@ class Loader:
             InputError: shards or settings cannot be used.
         """
         self.shards = ShardSet(shards, split)
-        self.rank, self.world_size = _place(rank, world_size)
+        self.rank, self.world_size = place_among_processes(rank, world_size)
         self._check(sampling, batch_size, image_size, decoder, prefetch)
         self.sampling, self.batch_size, self.image_size, self.seed = sampling, batch_size, image_size, seed
         self.is_sequential = sampling == "sequential"
@@ -313,15 +312,3 @@ class Loader:
             raise InputError(
                 f"batch_size={batch_size}: must be a multiple of the {self.world_size} processes, which share it"
             )
-
-
-def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    is_joined = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if world_size is None:
-        world_size = torch.distributed.get_world_size() if is_joined else int(os.environ.get("WORLD_SIZE", "1"))
-    if rank is None:
-        rank = torch.distributed.get_rank() if is_joined else int(os.environ.get("RANK", "0"))
-        rank = 0 if world_size == 1 else rank
-    if not 0 <= rank < world_size:
-        raise InputError(f"rank={rank}: must be 0 or more and below world_size={world_size}")
-    return rank, world_size

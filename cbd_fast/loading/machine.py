@@ -1,10 +1,29 @@
-"""Threads that read and decode pictures, and how many of them this process should have."""
+"""This process's place among the others, its share of the machine's cores, and its threads for pictures."""
 
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+
+from cbd_fast.errors import InputError
+
+
+def place_among_processes(rank: int | None = None, world_size: int | None = None) -> tuple[int, int]:
+    """Rank and number of processes: as given, as torch.distributed says, or as its launcher's environment says.
+
+    Raises:
+        InputError: the two do not go together.
+    """
+    is_joined = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if world_size is None:
+        world_size = torch.distributed.get_world_size() if is_joined else int(os.environ.get("WORLD_SIZE", "1"))
+    if rank is None:
+        rank = torch.distributed.get_rank() if is_joined else int(os.environ.get("RANK", "0"))
+        rank = 0 if world_size == 1 else rank
+    if not 0 <= rank < world_size:
+        raise InputError(f"rank={rank}: must be 0 or more and below world_size={world_size}")
+    return rank, world_size
 
 
 def num_cores() -> int:

@@ -1,9 +1,11 @@
 import os
 import threading
 
+import pytest
 import torch
 
-from cbd_fast.loading.threads import num_cores, thread_pool
+from cbd_fast.errors import InputError
+from cbd_fast.loading.machine import num_cores, place_among_processes, thread_pool
 
 
 def test_each_thread_computes_on_one_core_and_the_others_as_before():
@@ -27,3 +29,16 @@ def test_processes_share_the_cores(monkeypatch):
     assert num_cores() == num_all
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(2 * num_all))
     assert num_cores() == 1
+
+
+def test_place_is_given_or_the_launchers(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert place_among_processes() == (0, 1)
+    assert place_among_processes(2, 4) == (2, 4)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert place_among_processes() == (1, 3)
+    assert place_among_processes(world_size=1) == (0, 1)
+    with pytest.raises(InputError, match="rank=5: must be 0 or more and below world_size=3"):
+        place_among_processes(rank=5)
