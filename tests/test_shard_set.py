@@ -1,3 +1,4 @@
+import json
 import shutil
 import threading
 
@@ -74,6 +75,14 @@ def test_an_index_that_was_changed_is_refused(copy):
     rows["offset"][3] += 512
     np.save(copy / "train.index.npy", rows)
     with pytest.raises(InputError, match=r"not the index that dataset\.json was written with"):
+        ShardSet(copy, "train")
+
+
+def test_a_manifest_that_lacks_a_shard_is_refused(copy):
+    manifest = json.loads((copy / "dataset.json").read_text())
+    manifest["splits"]["train"]["shards"] = []
+    (copy / "dataset.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="its shards hold 0 pictures, but the index has 19"):
         ShardSet(copy, "train")
 
 

@@ -138,6 +138,11 @@ class ShardSet:
                 f"{path}: {len(index)} pictures, with other counts per class than the {record.num_pictures} of "
                 "dataset.json; make the shards again"
             )
+        if (in_shards := sum(shard.num_pictures for shard in record.shards)) != len(index):
+            raise InputError(
+                f"{self.folder}/dataset.json: its shards hold {in_shards} pictures, but the index has {len(index)}; "
+                "make the shards again"
+            )
         if file_crc32(path) != record.index_crc32:
             raise InputError(f"{path}: not the index that dataset.json was written with; make the shards again")
 
