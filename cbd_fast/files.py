@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from cbd_fast.errors import InputError
+
 PARTIAL_SUFFIX = ".cbd_fast-partial"  # nobody else's file or folder has such a name
 
 
@@ -24,10 +26,14 @@ def whole_folder(path: Path) -> Iterator[Path]:
     ``path`` itself may exist only as an empty folder. After an error nothing is left; after a kill the folder stays
     under its temporary name, which nothing opens, and the next attempt replaces it.
     """
-    temporary = path.with_name(path.name + PARTIAL_SUFFIX)
-    missing_parents = [parent for parent in path.parents if not parent.exists()]
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    try:
+        path = path.resolve()
+        temporary = path.with_name(path.name + PARTIAL_SUFFIX)
+        missing_parents = [parent for parent in path.parents if not parent.exists()]
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: no folder can be made there ({error})") from error
     try:
         yield temporary
         for file in temporary.rglob("*"):

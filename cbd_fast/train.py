@@ -19,6 +19,7 @@ from rich.table import Table
 from cbd_fast.config import Config, describe_settings, read_config
 from cbd_fast.dashboard import Dashboard, PlannedModel, comparison, duration, make_console, make_dashboard
 from cbd_fast.errors import InputError, run_command
+from cbd_fast.files import PARTIAL_SUFFIX
 from cbd_fast.loading.machine import num_cores
 from cbd_fast.sharding.shard_set import ShardSet
 from cbd_fast.training.checkpoint import read_result
@@ -116,14 +117,17 @@ class ListSettings(argparse.Action):
 
 def check_output(folder: Path) -> None:
     """Refuses a folder that holds anything but a run."""
-    if folder.is_file():
-        raise InputError(f"output: {folder} is a file; choose another output")
-    if folder.is_dir() and any(folder.iterdir()):
+    try:
+        names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    except OSError as error:
+        raise InputError(f"output: {folder} cannot be used ({error.strerror}); choose another output") from error
+    if names - {CONFIG_NAME + PARTIAL_SUFFIX}:  # which a kill may have left
         try:
             read_config(folder / CONFIG_NAME)
         except InputError as error:
             raise InputError(
-                f"output: {folder} already holds something that is no run; choose another output or empty it"
+                f"output: {folder} already holds something that is no run of this version ({error}); "
+                "choose another output or empty it"
             ) from error
 
 

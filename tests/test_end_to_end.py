@@ -152,6 +152,7 @@ def test_bf16_under_the_launcher(config):
         (["data.num_classes=7"], "data.num_classes: 7, but .* has 10 classes"),
         (["data.shards=nowhere"], "nowhere: is not a folder"),
         (["output=README.md/run"], "output: README.md/run cannot be written"),
+        (["output=" + 300 * "x"], "cannot be used"),
         (["optimization.accumulation=16"], "fewer than 2 pictures, too few for batch-norm"),
         (["optimization.epoch=3"], r"optimization\.epoch: no such setting"),
         (["model.backbone=alexnet"], r"model\.backbone: must be 'resnet18'"),
@@ -169,7 +170,7 @@ def test_bad_configs_end_with_2_and_write_nothing(config, tmp_path, overrides, m
 def test_an_output_that_is_no_run_is_refused(config, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "config.yaml").write_text("latex: true")
-    for output, message in (("thesis", "already holds something that is no run"), ("config.yaml", "is a file")):
+    for output, message in (("thesis", "already holds something that is no run"), ("config.yaml", "cannot be used")):
         done = train(config, f"output={tmp_path / output}")
         assert done.returncode == 2
         assert message in done.stderr

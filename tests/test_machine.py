@@ -36,6 +36,8 @@ def test_place_is_given_or_the_launchers(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert place_among_processes() == (0, 1)
     assert place_among_processes(2, 4) == (2, 4)
+    with pytest.raises(InputError, match="world_size=4: which of them this process is"):
+        place_among_processes(world_size=4)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert place_among_processes() == (1, 3)

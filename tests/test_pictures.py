@@ -1,4 +1,5 @@
 import io
+import zlib
 
 import numpy as np
 import pytest
@@ -97,3 +98,30 @@ def test_pictures_of_phones_stay_jpeg(photos):
     checked = check_picture(buffer.getvalue())
     assert (checked.data, checked.extension) == (buffer.getvalue(), "jpg")
     assert (checked.width, checked.height) == (60, 40)
+
+
+def png(height: int, rows: bytes, *, cut: int = 0) -> bytes:
+    """A grey PNG of 4 columns with correct checksums, whatever is in it."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+
+    header = (4).to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 0, 0, 0, 0])
+    compressed = zlib.compress(rows)
+    body = chunk(b"IDAT", compressed[: len(compressed) - cut]) if rows else b""
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body + chunk(b"IEND", b"")
+
+
+def test_png_with_correct_checksums_and_wrong_data_is_refused():
+    row = bytes([0, 1, 2, 3, 4])
+    assert check_picture(png(8, 8 * row)).height == 8
+    for damaged in (png(8, 7 * row), png(8, 9 * row), png(8, 8 * row, cut=4), png(900, 8 * row), png(8, b"")):
+        with pytest.raises(ValueError, match="cannot be decoded: "):
+            check_picture(damaged)
+
+
+def test_png_of_few_bits_is_accepted(photos):
+    image = Image.fromarray(photos[0][:33, :35])
+    buffer = io.BytesIO()
+    image.convert("1").save(buffer, format="PNG", bits=1)
+    assert check_picture(buffer.getvalue()).converted

@@ -59,9 +59,11 @@ def test_odd_names_and_dangling_links_are_listed(tmp_path):
 
 def test_links_that_go_in_circles_are_followed_once(tmp_path):
     touch(tmp_path / "train" / "a" / "1.jpg", tmp_path / "train" / "a" / "b" / "2.jpg")
+    touch(tmp_path / "train" / "c" / "3.jpg")
     os.symlink(tmp_path / "train" / "a", tmp_path / "train" / "a" / "b" / "again")
+    os.symlink(tmp_path / "train", tmp_path / "train" / "a" / "b" / "up")  # to the other classes
     source = folder_source({"train": tmp_path / "train"})
-    assert names(source.splits["train"]) == ["a/1.jpg", "a/b/2.jpg"]
+    assert names(source.splits["train"]) == ["a/1.jpg", "a/b/2.jpg", "c/3.jpg"]
 
 
 def test_class_names_that_cannot_be_written_are_refused(tmp_path):

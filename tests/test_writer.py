@@ -11,7 +11,7 @@ import webdataset
 from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
 
-from cbd_fast.errors import InputError, RunError
+from cbd_fast.errors import InputError
 from cbd_fast.sharding.index import ClassIndex
 from cbd_fast.sharding.manifest import read_manifest
 from cbd_fast.sharding.sources import SourcePicture, digits_source, folder_source
@@ -152,7 +152,7 @@ def test_a_folder_that_holds_something_else_is_refused(picture_folder, tmp_path)
 
 def test_an_unwritable_place_is_said(picture_folder, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(RunError, match="could not be written"):
+    with pytest.raises(InputError, match="no folder can be made there"):
         write(picture_folder, tmp_path / "file" / "out")
 
 

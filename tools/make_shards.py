@@ -109,8 +109,15 @@ def report(written: WrittenDataset, out: Path, console: Console) -> None:
         )
     if written.skipped:
         lines = [f"{len(written.skipped):,} pictures left out, all in {out / SKIPPED_NAME}; the first:"]
-        lines += [f"  {skip.split}/{skip.name}: {skip.reason}" for skip in written.skipped[:NUM_SKIPPED_SHOWN]]
+        lines += [
+            f"  {skip.split}/{printable(skip.name)}: {skip.reason}" for skip in written.skipped[:NUM_SKIPPED_SHOWN]
+        ]
         console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+def printable(name: str) -> str:
+    """A file's name with its control characters and undecodable bytes written out."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in name)
 
 
 def positive_int(text: str) -> int:
@@ -122,8 +129,8 @@ def positive_int(text: str) -> int:
 
 def positive_float(text: str) -> float:
     """A number above 0."""
-    if not 0 < (number := float(text)) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text}: must be above 0 and finite")
+    if not 0 < (number := float(text)) < 1e9:
+        raise argparse.ArgumentTypeError(f"{text}: must be above 0 and below a billion")
     return number
 
 

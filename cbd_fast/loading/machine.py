@@ -19,8 +19,10 @@ def place_among_processes(rank: int | None = None, world_size: int | None = None
     if world_size is None:
         world_size = torch.distributed.get_world_size() if is_joined else int(os.environ.get("WORLD_SIZE", "1"))
     if rank is None:
-        rank = torch.distributed.get_rank() if is_joined else int(os.environ.get("RANK", "0"))
+        rank = torch.distributed.get_rank() if is_joined else int(os.environ.get("RANK", "-1"))
         rank = 0 if world_size == 1 else rank
+    if rank == -1:
+        raise InputError(f"world_size={world_size}: which of them this process is, is not known; give rank too")
     if not 0 <= rank < world_size:
         raise InputError(f"rank={rank}: must be 0 or more and below world_size={world_size}")
     return rank, world_size

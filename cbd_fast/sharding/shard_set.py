@@ -16,7 +16,7 @@ from cbd_fast.errors import InputError
 from cbd_fast.sharding.index import ClassIndex, file_crc32
 from cbd_fast.sharding.manifest import Manifest, SplitRecord, read_manifest
 
-NUM_CHECKED, MAX_DAMAGED_SHARE = 64, 0.25  # of the pictures looked at when opening
+NUM_CHECKED, MAX_DAMAGED_SHARE = 64, 0.5  # of the pictures looked at when opening
 NUM_OTHER_FILES = 256  # that a process with loaders, libraries and sockets may have open besides the shards
 
 
@@ -155,7 +155,7 @@ class ShardSet:
                 self.read(row)
             except OSError as error:
                 reasons.append(f"{self.name(row)}: {error}")
-        if len(reasons) > MAX_DAMAGED_SHARE * len(rows):
+        if len(reasons) > max(1, MAX_DAMAGED_SHARE * len(rows)):
             raise InputError(
                 f"{self.folder}: the tars of {self.split} do not go with its index, {len(reasons)} of {len(rows)} "
                 f"pictures that were looked at are not there ({reasons[0]}); make the shards again"

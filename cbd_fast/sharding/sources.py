@@ -38,7 +38,11 @@ class SourcePicture:
     num_bytes: int
 
     def read(self) -> bytes:
-        return self.content if isinstance(self.content, bytes) else self.content.read_bytes()
+        if isinstance(self.content, bytes):
+            return self.content
+        if self.content.exists() and not self.content.is_file():
+            raise OSError("not a regular file")  # reading a pipe, say, would never end
+        return self.content.read_bytes()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,10 +186,12 @@ def _is_visible_folder(entry: os.DirEntry[str]) -> bool:
 
 def _pictures(class_folder: Path, label: int) -> list[SourcePicture]:
     root = class_folder.parent
-    found, seen = [], set()
+    # a link back to where we are, or to other classes, is not followed
+    above = [root.resolve(), *root.resolve().parents]
+    found, seen = [], {(status.st_dev, status.st_ino) for status in map(os.stat, above)}
     for folder, subfolders, files in os.walk(class_folder, followlinks=True):
         status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:  # a link back to where we were
+        if (status.st_dev, status.st_ino) in seen:
             subfolders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))

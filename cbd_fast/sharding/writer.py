@@ -99,9 +99,9 @@ def write_dataset(
     """
     size = size or ShardSize()
     recipe = _recipe(source, seed, size)
-    if out.exists() and (existing := _existing(out, recipe)):
-        return existing
     try:
+        if out.exists() and (existing := _existing(out, recipe)):
+            return existing
         with whole_folder(out) as folder:
             written = {
                 split: _write_split(folder, split, pictures, seed, num_workers, size, on_picture)

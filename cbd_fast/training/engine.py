@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, gather_object
+from accelerate.utils import broadcast
 from torch import Tensor
 
 from cbd_fast.config import Config
@@ -164,7 +164,7 @@ class _Meter:
         totals = self.require_finite_losses(step)
         num_pictures, waited = totals.pop("pictures"), totals.pop("seconds_waited")
         means = {name: total / num_pictures for name, total in totals.items()}
-        bad_pictures = set(gather_object(list(loader.bad_pictures)))  # several processes may have met the same
+        bad_pictures = self._bad_pictures_of_all(loader)
         seconds = time.perf_counter() - self._since
         record = {
             "model": self._job.name,
@@ -175,7 +175,7 @@ class _Meter:
             "pictures_per_second": num_pictures / seconds,
             "data_wait_share": waited / accelerator.num_processes / seconds,
             "memory_gigabytes": _memory_bytes(accelerator.device) / 1e9,
-            "bad_pictures": len(bad_pictures),
+            "bad_pictures": bad_pictures,
         }
         self._around.records.log(record)
         self._around.dashboard.log(record)
@@ -200,6 +200,13 @@ class _Meter:
                 "lower optimization.base_learning_rate, or use mixed_precision=bf16 instead of fp16"
             )
         return totals
+
+    def _bad_pictures_of_all(self, loader: Loader) -> int:
+        """How many pictures turned out bad on any process; several may have met the same."""
+        accelerator = self._around.accelerator
+        rows = torch.tensor([-1, *loader.bad_pictures], device=accelerator.device)
+        everywhere = accelerator.gather(accelerator.pad_across_processes(rows, pad_index=-1))
+        return len(everywhere.unique()) - 1
 
     def evaluate(self, model: CosineModel, step: int) -> dict[str, Any]:
         """Evaluates on the test split, writes and shows it; returns metrics and counts."""
