@@ -97,17 +97,17 @@ def _check_png(data: bytes, image: Image.Image) -> None:
     """Checks a PNG to its last byte: torchvision 0.29 crashes on damaged ones, and Pillow lets short ones pass."""
     Image.open(io.BytesIO(data)).verify()
     image.load()
-    compressed, position = b"", 8
+    parts, position = [], 8
     while position < len(data):
         length = int.from_bytes(data[position : position + 4], "big")
         if data[position + 4 : position + 8] == b"IDAT":
-            compressed += data[position + 8 : position + 8 + length]
+            parts.append(data[position + 8 : position + 8 + length])
         position += 12 + length
     bit_depth, color_type, is_interlaced = data[24], data[25], data[28]
     channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color_type]
     num_bytes = image.height * (1 + (image.width * channels * bit_depth + 7) // 8)  # each row has a filter byte
     inflate = zlib.decompressobj()
-    inflated = inflate.decompress(compressed, 2 * num_bytes + 1024)  # interlaced pictures have more rows
+    inflated = inflate.decompress(b"".join(parts), 2 * num_bytes + 1024)  # interlaced pictures have more rows
     if not inflate.eof or len(inflated) < num_bytes or (len(inflated) > num_bytes and not is_interlaced):
         raise ValueError("the compressed data is not as long as the picture")
 

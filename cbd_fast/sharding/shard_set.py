@@ -16,7 +16,7 @@ from cbd_fast.errors import InputError
 from cbd_fast.sharding.index import ClassIndex, file_crc32
 from cbd_fast.sharding.manifest import Manifest, SplitRecord, read_manifest
 
-NUM_CHECKED, MAX_DAMAGED_SHARE = 64, 0.5  # of the pictures looked at when opening
+NUM_CHECKED = 64  # pictures looked for when opening
 NUM_OTHER_FILES = 256  # that a process with loaders, libraries and sockets may have open besides the shards
 
 
@@ -147,19 +147,23 @@ class ShardSet:
             raise InputError(f"{path}: not the index that dataset.json was written with; make the shards again")
 
     def _check_pictures(self) -> None:
-        """Reads a few pictures all over the index: single ones may be damaged, but not many."""
+        """Reads a few pictures all over the index: single ones may be damaged, but not all of a tar."""
         rows = sorted({len(self) * number // NUM_CHECKED for number in range(NUM_CHECKED)}) if len(self) else []
-        reasons = []
+        by_shard: dict[int, list[OSError | None]] = {}
         for row in rows:
+            found = by_shard.setdefault(int(self.index.rows["shard"][row]), [])
             try:
                 self.read(row)
+                found.append(None)
             except OSError as error:
-                reasons.append(f"{self.name(row)}: {error}")
-        if len(reasons) > max(1, MAX_DAMAGED_SHARE * len(rows)):
-            raise InputError(
-                f"{self.folder}: the tars of {self.split} do not go with its index, {len(reasons)} of {len(rows)} "
-                f"pictures that were looked at are not there ({reasons[0]}); make the shards again"
-            )
+                found.append(error)
+        for shard, found in by_shard.items():
+            if len(found) > 1 and all(found):
+                raise InputError(
+                    f"{self.folder}: the tars of {self.split} do not go with its index, {len(found)} of {len(found)} "
+                    f"pictures that were looked for in {self.paths[shard].name} are not there ({found[0]}); make the "
+                    "shards again"
+                )
 
 
 def _allow_open_files(num_files: int) -> None:
