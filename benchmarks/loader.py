@@ -27,7 +27,7 @@ from torchvision.transforms import v2
 from cbd_fast import Loader
 from cbd_fast.errors import run_command
 from cbd_fast.loading.machine import num_cores
-from cbd_fast.sharding.pictures import decode_rgb
+from cbd_fast.sharding.decode import decode_rgb
 from cbd_fast.sharding.shard_set import ShardSet
 
 BATCH_SIZE = 128

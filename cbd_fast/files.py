@@ -1,5 +1,8 @@
 """Whole files or none: everything is written under a temporary name and renamed when it is complete."""
 
+import errno
+import fcntl
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,7 +18,7 @@ def write_whole(path: Path, data: bytes | str) -> None:
     """Writes ``data`` to ``path``; after a crash the file holds the old content or the new, never a part."""
     temporary = path.with_name(path.name + PARTIAL_SUFFIX)
     temporary.write_bytes(data.encode() if isinstance(data, str) else data)
-    _to_disk(temporary)
+    to_disk(temporary)
     os.replace(temporary, path)
 
 
@@ -37,7 +40,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         for file in temporary.rglob("*"):
-            _to_disk(file)
+            to_disk(file)
         os.replace(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -45,10 +48,68 @@ def whole_folder(path: Path) -> Iterator[Path]:
             with suppress(OSError):  # somebody else may have put something there by now
                 parent.rmdir()
         raise
-    _to_disk(path.parent)
+    to_disk(path.parent)
 
 
-def _to_disk(path: Path) -> None:
+@contextmanager
+def resumable_folder(path: Path) -> Iterator[Path]:
+    """Yields the folder beside ``path`` that becomes ``path`` when the block ends without an error.
+
+    Like ``whole_folder``, but what an interrupted attempt left is still in it, and after an error it stays for the
+    next attempt, except after ``InputError``: then nothing is left. Nobody else can have the folder at the same time.
+    """
+    path = path.resolve()
+    missing_parents = [parent for parent in path.parents if not parent.exists()]
+    with locked_folder(path.with_name(path.name + PARTIAL_SUFFIX)) as temporary:
+        try:
+            yield temporary
+        except InputError:
+            shutil.rmtree(temporary, ignore_errors=True)
+            for parent in missing_parents:
+                with suppress(OSError):  # somebody else may have put something there by now
+                    parent.rmdir()
+            raise
+        if temporary.exists():
+            to_disk(temporary)
+            os.replace(temporary, path)
+            to_disk(path.parent)
+
+
+@contextmanager
+def locked_folder(path: Path) -> Iterator[Path]:
+    """Makes a folder if it is not there, and has it for this process alone while the block runs."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDONLY)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: no folder can be made there ({error})") from error
+    try:
+        _lock(descriptor, path)
+        yield path
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN):
+            raise InputError(f"{path}: another command is writing there; wait for it or end it") from error
+        # some network file systems have no locks; then it is up to the user
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def to_disk(path: Path) -> None:
+    """Returns when a file or folder has reached the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

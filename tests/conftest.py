@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from cbd_fast.sharding.sources import digits_source, folder_source
-from cbd_fast.sharding.writer import write_dataset
+from cbd_fast.sharding.packed_sources import digits_source
+from cbd_fast.sharding.sources import folder_source
+from cbd_fast.sharding.writer import Wanted, write_dataset
 
 
 def pytest_collection_modifyitems(items):
@@ -47,7 +48,7 @@ def photo_shards(picture_folder, tmp_path_factory) -> Path:
     """The pictures of ``picture_folder`` as shards."""
     out = tmp_path_factory.mktemp("shards") / "photos"
     source = folder_source({split: picture_folder / split for split in ("train", "test")})
-    write_dataset(source, out, seed=0, num_workers=2)
+    write_dataset(source, out, Wanted(), num_workers=2)
     return out
 
 
@@ -69,5 +70,5 @@ def encoded(pixels: np.ndarray, extension: str = "jpg", **options) -> bytes:
 def digits_shards(tmp_path_factory) -> Path:
     """The long-tailed handwritten digits."""
     out = tmp_path_factory.mktemp("shards") / "digits_lt"
-    write_dataset(digits_source(0), out, seed=0, num_workers=2)
+    write_dataset(digits_source(0), out, Wanted(), num_workers=2)
     return out

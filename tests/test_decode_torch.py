@@ -7,7 +7,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from cbd_fast.loading.decode_torch import TorchDecoder, crop_and_resize
-from cbd_fast.sharding.pictures import decode_rgb
+from cbd_fast.sharding.decode import decode_rgb
 
 from .conftest import encoded
 from .test_augment import plan_of

@@ -14,7 +14,6 @@ import pytest
 import yaml
 
 from cbd_fast import Loader
-from cbd_fast.sharding.manifest import read_manifest
 from cbd_fast.sharding.shard_set import ShardSet
 
 pytestmark = pytest.mark.end_to_end
@@ -23,11 +22,6 @@ REPOSITORY = Path(__file__).parent.parent
 LAUNCH = [str(Path(sys.executable).with_name("accelerate")), "launch"]
 ON_CPU = os.environ | {"ACCELERATE_USE_CPU": "true"}
 LAUNCH_TWO = [*LAUNCH, "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
-
-
-def make_shards(*arguments, **options):
-    command = [sys.executable, "tools/make_shards.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, **options)
 
 
 def train(config, *overrides, launcher=(sys.executable,), **options):
@@ -242,56 +236,3 @@ def test_settings_are_listed():
     done = train("none", "--list-settings")
     assert done.returncode == 0
     assert "stage_two.alpha" in done.stdout
-
-
-def test_shards_of_folders(picture_folder, tmp_path):
-    out = tmp_path / "shards"
-    command = ["folder", "--train", picture_folder / "train", "--test", picture_folder / "test", "--out", out]
-    done = make_shards(*command, "--imbalance", "4", "--seed", "3", "--workers", "2")
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"train *│ *3 │ *19 │ *0 │ *0 │ *3 │", done.stdout)
-    assert "\x1b" not in done.stdout
-    manifest = read_manifest(out)
-    assert manifest.splits["train"].class_counts == [12, 5, 2]  # 12, 6 and 3 are wanted
-    assert manifest.recipe.options["imbalance"] == 4
-    again = make_shards(*command, "--imbalance", "4", "--seed", "3", "--workers", "1")
-    assert again.returncode == 0
-    assert "already there, unchanged" in again.stdout
-    other = make_shards(*command, "--imbalance", "2", "--seed", "3")
-    assert other.returncode == 2
-    assert "already holds other shards" in other.stderr
-
-
-def test_left_out_pictures_are_shown(picture_folder, tmp_path):
-    train_root = tmp_path / "train"
-    for name in ("ant", "bee"):
-        (train_root / name).mkdir(parents=True)
-        (train_root / name / "1.jpg").write_bytes((picture_folder / "train" / name / "0.jpg").read_bytes())
-    (train_root / "bee" / "broken [2].jpg").write_bytes(b"\xff\xd8 no picture")
-    done = make_shards("folder", "--train", train_root, "--test", train_root, "--out", tmp_path / "out")
-    assert done.returncode == 0
-    assert "2 pictures left out" in done.stdout
-    assert "train/bee/broken [2].jpg: " in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("arrange", "message"),
-    [
-        (lambda root: None, "no such folder"),
-        (lambda root: (root / "train").mkdir(), "holds no class folders"),
-        (lambda root: (root / "train" / "a").mkdir(parents=True), "class folders hold no files|without pictures"),
-    ],
-)
-def test_bad_folders_end_with_2_and_write_nothing(tmp_path, arrange, message):
-    root = tmp_path / "in"
-    root.mkdir()
-    arrange(root)
-    done = make_shards("folder", "--train", root / "train", "--test", root / "train", "--out", tmp_path / "out")
-    assert done.returncode == 2
-    assert re.search(message, done.stderr)
-    assert not (tmp_path / "out").exists()
-
-
-def test_bad_arguments_end_with_2(tmp_path):
-    for arguments in (["folder", "--out", tmp_path / "out"], ["digits", "--out", tmp_path / "out", "--workers", "0"]):
-        assert make_shards(*arguments).returncode == 2

@@ -213,11 +213,11 @@ def test_compiled_models_learn_the_same(digits_shards, tmp_path, monkeypatch):
 if __name__ == "__main__":
     import tempfile
 
-    from cbd_fast.sharding.sources import digits_source
-    from cbd_fast.sharding.writer import write_dataset
+    from cbd_fast.sharding.packed_sources import digits_source
+    from cbd_fast.sharding.writer import Wanted, write_dataset
 
     stages.build_model = small_model
     with tempfile.TemporaryDirectory() as folder:
-        write_dataset(digits_source(0), Path(folder, "shards"), seed=0, num_workers=2)
+        write_dataset(digits_source(0), Path(folder, "shards"), Wanted(), num_workers=2)
         recorded = losses_of(run(config_of(Path(folder, "run"), Path(folder, "shards"))))
     RECORDED.write_text(json.dumps(recorded, indent=1) + "\n")

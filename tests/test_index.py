@@ -26,14 +26,21 @@ def test_starts_are_those_of_a_plain_search(labels, num_classes):
     np.testing.assert_array_equal(index.counts, np.bincount(labels, minlength=num_classes))
 
 
-def test_written_rows_are_grouped_by_class_and_mapped(tmp_path):
-    path = tmp_path / "index.npy"
-    write_index(path, rows_with([2, 0, 1, 0, 2]))
-    index = ClassIndex.open(path, 3)
-    assert isinstance(index.rows, np.memmap)
-    assert index.rows["label"].tolist() == [0, 0, 1, 2, 2]
-    assert index.rows["offset"].tolist() == [1, 3, 2, 0, 4]
-    assert index.counts.tolist() == [2, 1, 2]
+@given(st.lists(st.lists(st.integers(0, 4), max_size=12), min_size=1, max_size=5))
+def test_written_rows_are_grouped_by_class_and_mapped(tmp_path_factory, labels_by_shard):
+    folder = tmp_path_factory.mktemp("index")
+    parts = []
+    for shard, labels in enumerate(labels_by_shard):
+        rows = rows_with(labels)
+        rows["shard"] = shard
+        parts.append(folder / f"{shard}.npy")
+        np.save(parts[-1], rows)
+    counts = write_index(folder / "index.npy", parts, 5)
+    everything = np.concatenate([np.load(part) for part in parts])
+    index = ClassIndex.open(folder / "index.npy", 5)
+    assert isinstance(index.rows, np.memmap) or not len(everything)
+    assert index.counts.tolist() == counts.tolist() == np.bincount(everything["label"], minlength=5).tolist()
+    np.testing.assert_array_equal(index.rows, np.sort(everything, order=["label", "shard", "offset"]))
 
 
 def test_next_in_class_goes_round():

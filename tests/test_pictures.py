@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cbd_fast.sharding.pictures import check_picture
+from cbd_fast.sharding.pictures import PictureRules, check_picture
 
 from .conftest import encoded
 
@@ -55,7 +55,9 @@ def test_orientation_tag_is_ignored(photos):
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees
     checked = check_picture(encoded(photos[0][:40, :60], exif=exif))
-    assert (checked.width, checked.height) == (60, 40)
+    assert (checked.width, checked.height, checked.oriented) == (60, 40, True)
+    exif[0x0112] = 1
+    assert not check_picture(encoded(photos[0][:40, :60], exif=exif)).oriented
 
 
 @pytest.mark.parametrize(
@@ -125,3 +127,90 @@ def test_png_of_few_bits_is_accepted(photos):
     buffer = io.BytesIO()
     image.convert("1").save(buffer, format="PNG", bits=1)
     assert check_picture(buffer.getvalue()).converted
+
+
+def test_animated_pictures_become_their_first_frame(photos):
+    first, second = (Image.fromarray(photo[:40, :60]) for photo in photos)
+    for extension in ("gif", "webp", "png"):
+        buffer = io.BytesIO()
+        first.save(buffer, format=extension, save_all=True, append_images=[second], lossless=True)
+        checked = check_picture(buffer.getvalue())
+        assert (checked.extension, checked.converted) == ("png", True)
+        if extension != "gif":  # which has a palette
+            np.testing.assert_array_equal(read(checked.data), photos[0][:40, :60])
+
+
+def test_too_many_pixels_are_refused_before_they_are_decoded():
+    bomb = png(2**31 - 1, b"")
+    with pytest.raises(ValueError, match=r"4 x 2147483647 pixels, more than the 100 of --max-pixels|exceeds limit"):
+        check_picture(bomb, PictureRules(max_pixels=100))
+    with pytest.raises(ValueError, match="4 x 50 pixels, more than the 100 of --max-pixels"):
+        check_picture(png(50, b""), PictureRules(max_pixels=100))
+
+
+@pytest.mark.parametrize(
+    ("size", "rules", "target"),
+    [
+        ((500, 375), {"short_side": 256}, (341, 256)),
+        ((375, 500), {"short_side": 256}, (256, 341)),
+        ((200, 100), {"short_side": 256}, (200, 100)),  # never larger
+        ((500, 375), {"max_side": 400}, (400, 300)),
+        ((1000, 10), {"max_side": 50}, (50, 1)),
+        ((1000, 400), {"short_side": 200, "max_side": 300}, (300, 120)),
+        ((500, 375), {}, (500, 375)),
+    ],
+)
+def test_target_sizes(size, rules, target):
+    assert PictureRules(**rules).target_size(*size) == target
+
+
+def test_shrunken_pictures(photos):
+    half = PictureRules(short_side=100)
+    expected = np.asarray(Image.fromarray(photos[0]).resize((150, 100), Image.Resampling.BILINEAR), np.int32)
+    for extension, kind in (("jpg", "jpg"), ("webp", "jpg"), ("png", "png"), ("bmp", "png")):
+        options = {"quality": 95} if extension in ("jpg", "webp") else {}
+        checked = check_picture(encoded(photos[0], extension, **options), half)
+        assert (checked.extension, checked.width, checked.height, checked.resized) == (kind, 150, 100, True)
+        assert np.abs(read(checked.data) - expected).mean() < (4 if kind == "jpg" else 0.6)
+    # a lossless picture becomes a JPEG only where that is asked for
+    checked = check_picture(encoded(photos[0], "png"), PictureRules(short_side=100, quality=95))
+    assert checked.extension == "jpg"
+    assert Image.open(io.BytesIO(checked.data)).layer[0][1:3] == (2, 2)  # 4:2:0
+    assert np.abs(read(checked.data) - expected).mean() < 4
+
+
+def test_small_pictures_keep_their_bytes(photos):
+    small = photos[0][:40, :60]
+    for extension in ("jpg", "png", "webp"):
+        data = encoded(small, extension)
+        assert check_picture(data, PictureRules(short_side=100)).data == data
+    data = encoded(small)
+    assert check_picture(data, PictureRules(quality=50)).data == data
+    assert check_picture(encoded(small, "png"), PictureRules(quality=50)).extension == "jpg"
+
+
+def test_quality_is_that_of_the_jpeg(photos):
+    sizes = [len(check_picture(encoded(photos[0]), PictureRules(short_side=200, quality=q)).data) for q in (30, 90)]
+    assert sizes[0] < sizes[1] / 2
+    default = check_picture(encoded(photos[0]), PictureRules(short_side=200)).data
+    assert default == check_picture(encoded(photos[0]), PictureRules(short_side=200, quality=90)).data
+
+
+def test_header_verification_still_finds_what_is_cut_off(photos):
+    header = PictureRules(verify="header")
+    data = encoded(photos[0])
+    assert check_picture(data, header).data == data
+    for damaged in (data[:-1], data[:5000], data[:200], b""):
+        with pytest.raises(ValueError, match=r"."):
+            check_picture(damaged, header)
+    damaged = bytearray(encoded(photos[0], "png"))
+    damaged[2000] ^= 1
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        check_picture(bytes(damaged), header)
+
+
+def test_harmless_warnings_are_no_reason(photos):
+    data = encoded(photos[0])
+    trailing = data[:-2] + b"\x00\x00\x00" + data[-2:]  # bytes that do not belong, before the end
+    assert check_picture(trailing).data == trailing
+    assert check_picture(data + b"something behind the end").extension == "jpg"

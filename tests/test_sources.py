@@ -1,18 +1,12 @@
+import json
 import os
+import shutil
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from cbd_fast.errors import InputError
-from cbd_fast.sharding.sources import (
-    SourcePicture,
-    chosen_order,
-    digits_source,
-    folder_source,
-    long_tail_counts,
-    with_long_tail,
-)
+from cbd_fast.sharding.inaturalist import inaturalist_source
+from cbd_fast.sharding.sources import folder_source, list_source, tiny_imagenet_source
 
 
 def touch(*paths):
@@ -21,22 +15,9 @@ def touch(*paths):
         path.write_bytes(b"x")
 
 
-def names(pictures):
-    return sorted(picture.name for picture in pictures)
-
-
-@pytest.mark.parametrize(
-    ("num_largest", "num_classes", "imbalance", "total"),
-    [(500, 100, 100, 10_847), (500, 100, 50, 12_608), (500, 100, 10, 19_573), (5000, 10, 100, 12_406)],
-)
-def test_long_tails_have_the_published_sizes(num_largest, num_classes, imbalance, total):
-    counts = long_tail_counts(num_largest, num_classes, imbalance)
-    assert sum(counts) == total
-    assert (counts[0], counts[-1]) == (num_largest, num_largest / imbalance)
-
-
-def test_long_tail_of_the_digits():
-    assert long_tail_counts(124, 10, 100) == [124, 74, 44, 26, 16, 9, 5, 3, 2, 1]
+def listed(source):
+    """Split, name and label of all pictures."""
+    return sorted((picture.split, picture.name, picture.label) for picture in source.pictures())
 
 
 def test_folder_lists_every_visible_file_below_each_class(tmp_path):
@@ -45,16 +26,29 @@ def test_folder_lists_every_visible_file_below_each_class(tmp_path):
     touch(test / "b" / "x.jpg")
     source = folder_source({"train": train, "test": test})
     assert source.classes == ["a", "b"]
-    assert [(p.name, p.label) for p in source.splits["train"]] == [("a/1.jpg", 0), ("a/deep/2.png", 0), ("b/1.jpg", 1)]
-    assert [(p.name, p.label) for p in source.splits["test"]] == [("b/x.jpg", 1)]
+    assert listed(source) == [
+        ("test", "b/x.jpg", 1),
+        ("train", "a/1.jpg", 0),
+        ("train", "a/deep/2.png", 0),
+        ("train", "b/1.jpg", 1),
+    ]
+
+
+def test_pictures_know_their_file_and_size(tmp_path, monkeypatch):
+    touch(tmp_path / "train" / "a" / "1.jpg")
+    monkeypatch.chdir(tmp_path)
+    (picture,) = folder_source({"train": type(tmp_path)("train")}).pictures()
+    assert (picture.path, picture.num_bytes) == (str(tmp_path / "train" / "a" / "1.jpg"), 1)
+    assert picture.read() == b"x"
 
 
 def test_odd_names_and_dangling_links_are_listed(tmp_path):
     odd = ["spaced name.jpg", "line\nbreak.jpg", "ünïcode.jpg", "many.dots.in.it.jpg", "noextension"]
     touch(*(tmp_path / "train" / "a" / name for name in odd))
     os.symlink(tmp_path / "nowhere", tmp_path / "train" / "a" / "link.jpg")
-    source = folder_source({"train": tmp_path / "train"})
-    assert names(source.splits["train"]) == sorted(f"a/{name}" for name in [*odd, "link.jpg"])
+    pictures = {picture.name: picture for picture in folder_source({"train": tmp_path / "train"}).pictures()}
+    assert sorted(pictures) == sorted(f"a/{name}" for name in [*odd, "link.jpg"])
+    assert pictures["a/link.jpg"].num_bytes is None
 
 
 def test_links_that_go_in_circles_are_followed_once(tmp_path):
@@ -63,7 +57,7 @@ def test_links_that_go_in_circles_are_followed_once(tmp_path):
     os.symlink(tmp_path / "train" / "a", tmp_path / "train" / "a" / "b" / "again")
     os.symlink(tmp_path / "train", tmp_path / "train" / "a" / "b" / "up")  # to the other classes
     source = folder_source({"train": tmp_path / "train"})
-    assert names(source.splits["train"]) == ["a/1.jpg", "a/b/2.jpg", "c/3.jpg"]
+    assert [name for _, name, _ in listed(source)] == ["a/1.jpg", "a/b/2.jpg", "c/3.jpg"]
 
 
 def test_class_names_that_cannot_be_written_are_refused(tmp_path):
@@ -79,45 +73,137 @@ def test_bad_folders_are_refused(tmp_path):
     train.mkdir()
     with pytest.raises(InputError, match="no class folders"):
         folder_source({"train": train})
-    touch(train / "a" / "1.jpg")
-    (train / "b").mkdir()
-    with pytest.raises(InputError, match="1 classes without pictures, such as 'b'"):
-        folder_source({"train": train})
     touch(train / "b" / "1.jpg", test / "c" / "1.jpg")
     with pytest.raises(InputError, match=r"1 classes that .*train lacks, such as 'c'"):
         folder_source({"train": train, "test": test})
     (test / "c" / "1.jpg").unlink()
-    (test / "c").rename(test / "a")
+    (test / "c").rename(test / "b")
     with pytest.raises(InputError, match="hold no files"):
-        folder_source({"train": train, "test": test})
+        list(folder_source({"train": train, "test": test}).pictures())
 
 
-def test_choice_depends_on_seed_and_names_alone():
-    pictures = [SourcePicture(name=f"{n}.jpg", label=0, content=b"", num_bytes=0) for n in range(50)]
-    assert chosen_order(pictures, 1) == chosen_order(pictures[::-1], 1)
-    assert chosen_order(pictures, 1) != chosen_order(pictures, 2)
-    # removing a picture moves none of the others
-    assert chosen_order(pictures[1:], 1) == [p for p in chosen_order(pictures, 1) if p.name != "0.jpg"]
+def test_list_of_paths_and_labels(tmp_path):
+    (tmp_path / "train.txt").write_bytes(b"train/n01/a b.JPEG 1\r\n\ntrain/n00/c.JPEG 0\n")
+    (tmp_path / "test.txt").write_text("val/n00/d.JPEG\t0\n", encoding="utf-8-sig")
+    touch(tmp_path / "root" / "train" / "n01" / "a b.JPEG")
+    source = list_source(tmp_path / "root", {"train": tmp_path / "train.txt", "test": tmp_path / "test.txt"})
+    assert source.classes == ["n00", "n01"]  # the folders name them
+    expected = [("test", "val/n00/d.JPEG", 0), ("train", "train/n00/c.JPEG", 0), ("train", "train/n01/a b.JPEG", 1)]
+    pictures = list(source.pictures())
+    assert sorted((p.split, p.name, p.label) for p in pictures) == expected
+    sizes = {picture.name: picture.num_bytes for picture in pictures}
+    assert (sizes["train/n01/a b.JPEG"], sizes["train/n00/c.JPEG"]) == (1, None)
 
 
-@settings(max_examples=10, deadline=None)
-@given(st.integers(1, 4), st.integers(0, 5))
-def test_long_tail_keeps_a_part_of_each_class(imbalance, seed):
-    source = digits_source(0)
-    kept = with_long_tail(source, imbalance, seed, num_largest=8)
-    assert set(names(kept.splits["train"])) <= set(names(source.splits["train"]))
-    assert kept.splits["test"] == source.splits["test"]
+def test_classes_of_a_list(tmp_path):
+    path = tmp_path / "train.txt"
+    path.write_text("mixed/a.jpg 0\nmixed/b.jpg 1\n")
+    assert list_source(tmp_path, {"train": path}).classes == ["0", "1"]  # one folder for both
+    path.write_text("x/a.jpg 0\ny/b.jpg 0\nz/c.jpg 1\n")
+    assert list_source(tmp_path, {"train": path}).classes == ["0", "1"]
+    names = tmp_path / "classes.txt"
+    names.write_text("abbey\nairport terminal\n\n")
+    assert list_source(tmp_path, {"train": path}, names).classes == ["abbey", "airport terminal"]
+    names.write_text("abbey\n")
+    with pytest.raises(InputError, match=r"names 1 classes, but .* labels up to 1"):
+        list_source(tmp_path, {"train": path}, names)
+    names.write_text("abbey\nabbey\n")
+    with pytest.raises(InputError, match="each once"):
+        list_source(tmp_path, {"train": path}, names)
 
 
-def test_a_tail_that_would_lose_a_class_is_refused():
-    with pytest.raises(InputError, match="use at most 5"):
-        with_long_tail(digits_source(0), 100, 0, num_largest=5)
+@pytest.mark.parametrize("line", ["a.jpg", "a.jpg cat", "a.jpg -1", " 3"])
+def test_bad_lines_of_a_list_are_named(tmp_path, line):
+    (tmp_path / "train.txt").write_text(f"ok.jpg 0\n{line}\n")
+    with pytest.raises(InputError, match=r"train\.txt: line 2: "):
+        list_source(tmp_path, {"train": tmp_path / "train.txt"})
 
 
-def test_digits():
-    source = digits_source(3)
-    train, test = source.splits["train"], source.splits["test"]
-    assert [sum(p.label == c for p in train) for c in range(10)] == [124, 74, 44, 26, 16, 9, 5, 3, 2, 1]
-    assert [sum(p.label == c for p in test) for c in range(10)] == [50] * 10
-    assert not set(names(train)) & set(names(test))
-    assert names(digits_source(4).splits["test"]) != names(test)
+def test_a_label_that_only_the_test_list_has_is_refused(tmp_path):
+    (tmp_path / "train.txt").write_text("a.jpg 0\n")
+    (tmp_path / "test.txt").write_text("b.jpg 1\n")
+    source = list_source(tmp_path, {"train": tmp_path / "train.txt", "test": tmp_path / "test.txt"})
+    with pytest.raises(InputError, match=r"'b\.jpg' has label 1, but .* only labels up to 0"):
+        list(source.pictures())
+    with pytest.raises(InputError, match="No such file"):
+        list_source(tmp_path, {"train": tmp_path / "none.txt"})
+
+
+def annotations(pictures, species, change=None):
+    """A file of the competitions' form: pictures as (id, file, category), species as (category, name)."""
+    form = {
+        "info": {"year": 2018},
+        "images": [{"id": i, "file_name": file, "width": 8, "height": 8, "license": 1} for i, file, _ in pictures],
+        "licenses": [{"id": 1, "name": "CC BY", "url": ""}],
+        "annotations": [{"id": i, "image_id": i, "category_id": c} for i, _, c in reversed(pictures)],
+        "categories": [{"id": c, "name": name, "supercategory": "Aves"} for c, name in species],
+    }
+    return form | (change or {})
+
+
+def test_inaturalist(tmp_path):
+    categories = [(7, "Larus"), (3, "Anas")]
+    train = [(11, "train_val2018/Aves/7/a.jpg", 7), (12, "train_val2018/Aves/3/b.jpg", 3)]
+    (tmp_path / "train.json").write_text(json.dumps(annotations(train, categories)))
+    (tmp_path / "val.json").write_text(json.dumps(annotations([(20, "train_val2018/Aves/3/c.jpg", 3)], categories)))
+    source = inaturalist_source(tmp_path, {"train": tmp_path / "train.json", "test": tmp_path / "val.json"})
+    assert source.classes == ["Anas", "Larus"]  # in the order of their ids
+    assert listed(source) == [
+        ("test", "train_val2018/Aves/3/c.jpg", 0),
+        ("train", "train_val2018/Aves/3/b.jpg", 0),
+        ("train", "train_val2018/Aves/7/a.jpg", 1),
+    ]
+    assert "test: the published val" in source.notes[0]
+
+
+def test_species_of_equal_names_are_told_apart(tmp_path):
+    (tmp_path / "t.json").write_text(json.dumps(annotations([(1, "a.jpg", 0)], [(0, "Gull"), (1, "Gull")])))
+    assert inaturalist_source(tmp_path, {"train": tmp_path / "t.json"}).classes == ["0 Gull", "1 Gull"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"annotations": []}, "has no 'annotations'"),
+        ({"categories": []}, "has no 'categories'"),
+        ({"images": [{"id": 1}]}, "no 'file_name' of type str"),
+        ({"images": [{"id": 9, "file_name": "x.jpg"}]}, "image 9 .* has no annotation"),
+        ({"images": []}, "is the file whole"),
+        ({"annotations": [{"image_id": 1, "category_id": 5}]}, "unknown category 5"),
+        ({"annotations": 2 * [{"image_id": 1, "category_id": 0}]}, "several annotations"),
+    ],
+)
+def test_bad_annotations_are_named(tmp_path, change, message):
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps(annotations([(1, "a.jpg", 0)], [(0, "Gull")], change)))
+    with pytest.raises(InputError, match=message):
+        list(inaturalist_source(tmp_path, {"train": path}).pictures())
+
+
+def test_json_that_is_cut_off_is_refused(tmp_path):
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps(annotations([(1, "a.jpg", 0)], [(0, "Gull")]))[:-40])
+    with pytest.raises(InputError, match="not whole JSON"):
+        list(inaturalist_source(tmp_path, {"train": path}).pictures())
+
+
+def test_tiny_imagenet(tmp_path):
+    (tmp_path / "wnids.txt").write_text("n02\nn01\n")
+    (tmp_path / "words.txt").write_text("n01\tgoldfish, Carassius auratus\nn02\ttailed frog\nn99\tother\n")
+    touch(tmp_path / "train" / "n01" / "images" / "n01_0.JPEG", tmp_path / "train" / "n02" / "images" / "n02_0.JPEG")
+    (tmp_path / "train" / "n01" / "n01_boxes.txt").touch()
+    touch(tmp_path / "val" / "images" / "val_0.JPEG")
+    (tmp_path / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn01\t0\t32\t44\t62\n")
+    source = tiny_imagenet_source(tmp_path)
+    assert source.classes == ["n02 tailed frog", "n01 goldfish, Carassius auratus"]
+    assert listed(source) == [
+        ("test", "val/images/val_0.JPEG", 1),
+        ("train", "train/n01/images/n01_0.JPEG", 1),
+        ("train", "train/n02/images/n02_0.JPEG", 0),
+    ]
+    (tmp_path / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn07\n")
+    with pytest.raises(InputError, match=r"line 1: .* is not a file and a class"):
+        list(source.pictures())
+    shutil.rmtree(tmp_path / "train" / "n01")
+    with pytest.raises(InputError, match="no such folder"):
+        list(source.pictures())

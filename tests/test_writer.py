@@ -11,11 +11,15 @@ import webdataset
 from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
 
-from cbd_fast.errors import InputError
+from cbd_fast.errors import InputError, RunError
+from cbd_fast.files import PARTIAL_SUFFIX
 from cbd_fast.sharding.index import ClassIndex
+from cbd_fast.sharding.long_tail import LongTail
 from cbd_fast.sharding.manifest import read_manifest
-from cbd_fast.sharding.sources import SourcePicture, digits_source, folder_source
-from cbd_fast.sharding.writer import ShardSize, plan_shards, write_dataset
+from cbd_fast.sharding.packed_sources import digits_source
+from cbd_fast.sharding.pictures import PictureRules
+from cbd_fast.sharding.sources import folder_source
+from cbd_fast.sharding.writer import Progress, ShardSize, Wanted, write_dataset
 
 from .conftest import encoded
 
@@ -24,8 +28,19 @@ def source_of(root):
     return folder_source({split: root / split for split in ("train", "test")})
 
 
-def write(root, out, **options):
-    return write_dataset(source_of(root), out, **({"seed": 0, "num_workers": 2} | options))
+def write(root, out, num_workers=2, progress=None, **wanted):
+    return write_dataset(source_of(root), out, Wanted(**wanted), num_workers=num_workers, progress=progress)
+
+
+class Notes(Progress):
+    def __init__(self):
+        self.notes, self.updates = [], []
+
+    def note(self, message):
+        self.notes.append(message)
+
+    def update(self, num_pictures):
+        self.updates.append(num_pictures)
 
 
 def test_same_bytes_for_every_number_of_workers(picture_folder, tmp_path):
@@ -35,8 +50,7 @@ def test_same_bytes_for_every_number_of_workers(picture_folder, tmp_path):
     files = sorted(path.name for path in (tmp_path / "1").iterdir())
     assert sum(name.endswith(".tar") for name in files) == 5 + 2
     for workers in (2, 4):
-        same, different, missing = filecmp.cmpfiles(tmp_path / "1", tmp_path / str(workers), files, shallow=False)
-        assert (sorted(same), different, missing) == (files, [], [])
+        assert_same_files(tmp_path / "1", tmp_path / str(workers))
 
 
 def test_seed_changes_the_order(picture_folder, tmp_path):
@@ -47,7 +61,7 @@ def test_seed_changes_the_order(picture_folder, tmp_path):
 
 def test_index_finds_every_picture(picture_folder, photo_shards):
     manifest = read_manifest(photo_shards)
-    offered = {picture.name: picture.read() for picture in source_of(picture_folder).splits["train"]}
+    offered = {p.name: p.read() for p in source_of(picture_folder).pictures() if p.split == "train"}
     index = ClassIndex.open(photo_shards / "train.index.npy", 3)
     found = {}
     for row in index.rows:
@@ -84,7 +98,7 @@ def test_stock_webdataset_reads_them(photo_shards):
 
 def test_dali_reads_them(picture_folder, tmp_path):
     out = tmp_path / "digits"
-    write_dataset(digits_source(0), out, seed=0, num_workers=1)
+    write_dataset(digits_source(0), out, Wanted(), num_workers=1)
     pipeline = Pipeline(batch_size=304, num_threads=1, device_id=None)
     with pipeline:
         encoded_pictures, labels = fn.readers.webdataset(
@@ -106,7 +120,7 @@ def test_bad_pictures_are_left_out_and_listed(photos, tmp_path):
     (train / "empty.png").touch()
     os.symlink("nowhere", train / "gone.jpg")
     written = write_dataset(
-        folder_source({"train": tmp_path / "in" / "train"}), tmp_path / "out", seed=0, num_workers=2
+        folder_source({"train": tmp_path / "in" / "train"}), tmp_path / "out", Wanted(max_bad_share=1), num_workers=2
     )
     with open(tmp_path / "out" / "skipped.csv", newline="") as file:
         listed = {row["name"]: row["reason"] for row in csv.DictReader(file)}
@@ -122,7 +136,9 @@ def test_a_class_without_decodable_pictures_is_refused_and_nothing_written(photo
         (tmp_path / "in" / name).mkdir(parents=True)
         (tmp_path / "in" / name / "1.jpg").write_bytes(data)
     with pytest.raises(InputError, match="none of the training pictures of 1 classes can be decoded, such as 'b'"):
-        write_dataset(folder_source({"train": tmp_path / "in"}), tmp_path / "out", seed=0, num_workers=2)
+        write_dataset(
+            folder_source({"train": tmp_path / "in"}), tmp_path / "out", Wanted(max_bad_share=1), num_workers=2
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
@@ -146,6 +162,9 @@ def test_a_folder_that_holds_something_else_is_refused(picture_folder, tmp_path)
     write(picture_folder, out)  # an empty folder is fine
     with pytest.raises(InputError, match="seed 0 there, 5 asked for"):
         write(picture_folder, out, seed=5)
+    with pytest.raises(InputError, match="imbalance None there, 2 asked for"):
+        write(picture_folder, out, tail=LongTail(imbalance=2))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
     with pytest.raises(InputError, match="is a file"):
         write(picture_folder, out / "dataset.json")
 
@@ -156,7 +175,88 @@ def test_an_unwritable_place_is_said(picture_folder, tmp_path):
         write(picture_folder, tmp_path / "file" / "out")
 
 
-def test_shards_end_at_either_limit():
-    pictures = [SourcePicture(name=str(n), label=0, content=b"", num_bytes=n) for n in (5, 5, 1, 20, 1, 1, 1, 1)]
-    runs = plan_shards(pictures, ShardSize(num_bytes=10, num_pictures=3))
-    assert [list(run) for run in runs] == [[0, 1], [2], [3], [4, 5, 6], [7]]
+def test_an_interrupted_command_goes_on(picture_folder, tmp_path):
+    options = {"size": ShardSize(num_pictures=4), "num_workers": 1}
+    write(picture_folder, tmp_path / "whole", **options)
+    half = tmp_path / f"half{PARTIAL_SUFFIX}"
+    write(picture_folder, tmp_path / "half", **options)  # then taken apart to what a kill leaves behind
+    (tmp_path / "half").rename(half)
+    (half / "dataset.json").unlink()
+    notes = Notes()
+    write(picture_folder, tmp_path / "half", progress=notes, **options)  # its work folder is gone: nothing is trusted
+    assert "starting anew" in notes.notes[-1]
+    assert_same_files(tmp_path / "whole", tmp_path / "half")
+
+
+def test_nothing_is_done_twice_after_an_error(picture_folder, tmp_path):
+    root, options = tmp_path / "in", {"size": ShardSize(num_pictures=4), "num_workers": 1}
+    for split in ("train", "test"):
+        for path in (picture_folder / split).rglob("*.*"):
+            copy = root / path.relative_to(picture_folder)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+    bad = root / "test" / "cat" / "1.png"  # the test split comes last
+    content = bad.read_bytes()
+    bad.write_bytes(bytes(len(content)))
+    with pytest.raises(RunError, match=r"1 pictures cannot be used, and 0 are allowed.*test/cat/1\.png: not a picture"):
+        write(root, tmp_path / "out", max_bad_share=0, **options)
+    assert not (tmp_path / "out").exists()
+    notes = Notes()
+    written = write(root, tmp_path / "out", max_bad_share=1, progress=notes, **options)
+    assert notes.updates[0] == 19  # the five shards of train were there
+    assert written.manifest.num_skipped == 1
+    write(root, tmp_path / "other", max_bad_share=1, **options)
+    assert_same_files(tmp_path / "out", tmp_path / "other")
+
+
+def test_what_could_not_be_read_is_tried_again(picture_folder, tmp_path):
+    root = tmp_path / "in"
+    (root / "ant").mkdir(parents=True)
+    for number in range(3):
+        (root / "ant" / f"{number}.jpg").write_bytes((picture_folder / "train" / "ant" / "0.jpg").read_bytes())
+    away = root / "ant" / "1.jpg"
+    away.rename(tmp_path / "away")
+    os.symlink(tmp_path / "link", away)  # not there at first
+    wanted = Wanted(max_bad_share=0.5, is_whole=False)
+    source = folder_source({"train": root})
+    written = write_dataset(source, tmp_path / "out", wanted, num_workers=1)
+    assert [skip.unreadable for skip in written.skipped] == [True]
+    with pytest.raises(RunError, match=r"1 of 3 pictures are missing, such as train/ant/1\.jpg; all are in .*skipped"):
+        write_dataset(source, tmp_path / "whole", Wanted(is_whole=True, preset=None), num_workers=1)
+    listed = (tmp_path / f"whole{PARTIAL_SUFFIX}" / "skipped.csv").read_text()
+    assert "train,0,ant/1.jpg,No such file or directory" in listed
+    (tmp_path / "away").rename(tmp_path / "link")
+    written = write_dataset(source, tmp_path / "whole", Wanted(is_whole=True), num_workers=1)
+    assert written.manifest.splits["train"].num_pictures == 3
+
+
+def test_two_commands_do_not_write_the_same_folder(picture_folder, tmp_path):
+    class Second(Progress):
+        def start(self, num_pictures):
+            with pytest.raises(InputError, match="another command is writing there"):
+                write(picture_folder, tmp_path / "out")
+            self.tried = True
+
+    second = Second()
+    write(picture_folder, tmp_path / "out", progress=second)
+    assert second.tried
+    assert (tmp_path / "out" / "dataset.json").exists()
+
+
+def test_pictures_are_shrunk_and_the_index_knows(picture_folder, tmp_path):
+    rules = PictureRules(short_side=50)
+    written = write(picture_folder, tmp_path / "out", rules=rules)
+    rows = ClassIndex.open(tmp_path / "out" / "train.index.npy", 3).rows
+    assert np.minimum(rows["width"], rows["height"]).tolist() == [50] * 19
+    assert written.num_resized == 25
+    assert written.manifest.recipe.options["short_side"] == 50
+    with tarfile.open(tmp_path / "out" / "train-000000.tar") as tar:
+        kinds = {name.rpartition(".")[2] for name in tar.getnames()}
+    assert kinds == {"jpg", "png", "cls", "json"}  # what was lossless stays so
+
+
+def assert_same_files(first, second):
+    files = sorted(path.name for path in first.iterdir())
+    assert files == sorted(path.name for path in second.iterdir())
+    same, different, missing = filecmp.cmpfiles(first, second, files, shallow=False)
+    assert (sorted(same), different, missing) == (files, [], [])

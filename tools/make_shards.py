@@ -2,143 +2,108 @@
 
 python tools/make_shards.py digits --out shards/digits_lt
 python tools/make_shards.py folder --train DIR --test DIR --imbalance 100 --out shards/NAME
+python tools/make_shards.py list --images ROOT --train LIST --test LIST --preset imagenet-lt --out shards/NAME
+
+Interrupted, the same command goes on where it stopped. make_shards.py SOURCE --help shows the options of a source.
 """
 
 import argparse
-import math
-import os
 from pathlib import Path
-
-import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
 
 from cbd_fast.dashboard import make_console
 from cbd_fast.errors import run_command
-from cbd_fast.sharding.manifest import frequency_groups
-from cbd_fast.sharding.sources import SPLITS, Source, digits_source, folder_source, with_long_tail
-from cbd_fast.sharding.writer import SKIPPED_NAME, ShardSize, WrittenDataset, write_dataset
-
-NUM_SKIPPED_SHOWN = 10
+from cbd_fast.sharding.command_line import (
+    add_checking_options,
+    add_choosing_options,
+    add_layout_options,
+    add_writing_options,
+    layout_from,
+    progress_on,
+    report,
+    wanted_from,
+)
+from cbd_fast.sharding.inaturalist import inaturalist_source
+from cbd_fast.sharding.listing import SPLITS
+from cbd_fast.sharding.packed_sources import cifar_source, digits_source, webdataset_source
+from cbd_fast.sharding.sources import Source, folder_source, list_source, tiny_imagenet_source
+from cbd_fast.sharding.writer import write_dataset
 
 
 def main() -> None:
     """Parses the command line, writes the shards, prints what was written."""
-    arguments = parse_arguments()
+    parser = make_parser()
+    arguments = parser.parse_args()
+    wanted = wanted_from(arguments, parser)
     console = make_console()
-    source = read_source(arguments)
-    size = ShardSize(num_bytes=int(arguments.shard_megabytes * 10**6), num_pictures=arguments.shard_pictures)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("pictures", total=sum(len(pictures) for pictures in source.splits.values()))
+    with progress_on(console) as progress:
         written = write_dataset(
-            source,
-            arguments.out,
-            seed=arguments.seed,
-            num_workers=arguments.workers,
-            size=size,
-            on_picture=lambda: progress.advance(task),
+            read_source(arguments), arguments.out, wanted, num_workers=arguments.workers, progress=progress
         )
     report(written, arguments.out, console)
 
 
-def parse_arguments() -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     """The command line; errors in it end the program with exit code 2."""
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
-    common.add_argument("--seed", type=int, default=0, help="chooses and shuffles the pictures (default 0)")
-    common.add_argument(
-        "--workers",
-        type=positive_int,
-        default=len(os.sched_getaffinity(0)),
-        metavar="N",
-        help="default: one per core",
-    )
-    common.add_argument("--shard-megabytes", type=positive_float, default=100.0, metavar="MB", help="default 100")
-    common.add_argument("--shard-pictures", type=positive_int, default=5000, metavar="N", help="default 5000")
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sources = parser.add_subparsers(dest="source", required=True, metavar="SOURCE")
-    sources.add_parser("digits", parents=[common], help="scikit-learn's handwritten digits, long-tailed")
-    folder = sources.add_parser("folder", parents=[common], help="one folder per class")
-    folder.add_argument("--train", type=Path, required=True, metavar="DIR")
-    folder.add_argument("--val", type=Path, metavar="DIR")
-    folder.add_argument("--test", type=Path, required=True, metavar="DIR")
-    folder.add_argument(
-        "--imbalance",
-        type=imbalance_factor,
-        metavar="F",
-        help="keep floor(n_max * F ** (-c / (C - 1))) training pictures of class c, in sorted order of classes",
-    )
-    return parser.parse_args()
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        source = sources.add_parser(name, help=text, description=text)
+        if name != "digits":
+            add_choosing_options(source, name)
+        add_writing_options(source)
+        add_checking_options(source)
+        return source
+
+    add("digits", "scikit-learn's handwritten digits, long-tailed")
+
+    source = add("folder", "one folder per split, with one folder of pictures per class in it")
+    source.add_argument("--train", type=Path, required=True, metavar="DIR", help="its folders name the classes")
+    source.add_argument("--val", type=Path, metavar="DIR")
+    source.add_argument("--test", type=Path, metavar="DIR")
+
+    source = add("list", "text files with a line 'relative/path label' per picture, as of ImageNet-LT and Places-LT")
+    source.add_argument("--images", type=Path, required=True, metavar="ROOT", help="where the paths start")
+    source.add_argument("--train", type=Path, required=True, metavar="LIST")
+    source.add_argument("--val", type=Path, metavar="LIST")
+    source.add_argument("--test", type=Path, metavar="LIST")
+    source.add_argument("--classes", type=Path, metavar="FILE", help="names of the classes, one per line")
+
+    source = add("inaturalist", "the JSON files of the competitions of 2017, 2018, 2019 and 2021")
+    source.add_argument("--images", type=Path, required=True, metavar="ROOT", help="where the file names start")
+    source.add_argument("--train", type=Path, required=True, metavar="JSON")
+    source.add_argument("--val", type=Path, metavar="JSON", help="becomes the test split, as in the literature")
+
+    for name, text in (
+        ("tiny-imagenet", "the folder tiny-imagenet-200; its val becomes the test split, as in the literature"),
+        ("cifar10", "the official python archive, downloaded into the folder where it is not there"),
+        ("cifar100", "the official python archive, downloaded into the folder where it is not there"),
+    ):
+        add(name, text).add_argument("folder", type=Path, metavar="DIR")
+
+    source = add("webdataset", "tars that somebody else wrote (tools/index_shards.py uses them as they are)")
+    add_layout_options(source)
+    return parser
 
 
 def read_source(arguments: argparse.Namespace) -> Source:
-    """Lists the pictures of the source that was asked for."""
-    if arguments.source == "digits":
-        return digits_source(arguments.seed)
-    source = folder_source({split: root for split in SPLITS if (root := getattr(arguments, split))})
-    return with_long_tail(source, arguments.imbalance, arguments.seed) if arguments.imbalance else source
-
-
-def report(written: WrittenDataset, out: Path, console: Console) -> None:
-    """Prints the closing table and the first of the pictures that were left out."""
-    manifest = written.manifest
-    groups = frequency_groups(np.array(manifest.splits["train"].class_counts))
-    # not markup: names of folders and files may look like it
-    table = Table(title=Text(f"{out}" + ("" if written.is_new else " (already there, unchanged)")))
-    for column in ("split", "classes", "pictures", *groups, "megabytes", "shards"):
-        table.add_column(column, justify="left" if column == "split" else "right")
-    for split, record in manifest.splits.items():
-        present = np.array(record.class_counts) > 0
-        table.add_row(
-            split,
-            f"{present.sum():,}",
-            f"{record.num_pictures:,}",
-            *(f"{(mask & present).sum():,}" for mask in groups.values()),
-            f"{sum(shard.num_bytes for shard in record.shards) / 1e6:,.1f}",
-            f"{len(record.shards):,}",
-        )
-    console.print(table)
-    console.print("many, medium, few: classes of more than 100, 20 to 100, fewer than 20 for training", highlight=False)
-    if written.num_converted:
-        console.print(
-            f"{written.num_converted:,} pictures stored as 8-bit RGB PNG (CMYK, palette, alpha, 16 bits, ...)"
-        )
-    if written.skipped:
-        lines = [f"{len(written.skipped):,} pictures left out, all in {out / SKIPPED_NAME}; the first:"]
-        lines += [
-            f"  {skip.split}/{printable(skip.name)}: {skip.reason}" for skip in written.skipped[:NUM_SKIPPED_SHOWN]
-        ]
-        console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
-
-
-def printable(name: str) -> str:
-    """A file's name with its control characters and undecodable bytes written out."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in name)
-
-
-def positive_int(text: str) -> int:
-    """A whole number of at least 1."""
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
-    return number
-
-
-def positive_float(text: str) -> float:
-    """A number above 0."""
-    if not 0 < (number := float(text)) < 1e9:
-        raise argparse.ArgumentTypeError(f"{text}: must be above 0 and below a billion")
-    return number
-
-
-def imbalance_factor(text: str) -> float:
-    """A number of at least 1."""
-    if not 1 <= (number := float(text)) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text}: must be at least 1 (largest class over smallest)")
-    return number
+    """Opens the source that was asked for."""
+    match arguments.source:
+        case "digits":
+            return digits_source(arguments.seed)
+        case "cifar10" | "cifar100":
+            return cifar_source(arguments.source, arguments.folder)
+        case "tiny-imagenet":
+            return tiny_imagenet_source(arguments.folder)
+        case "webdataset":
+            return webdataset_source(arguments.folder, layout_from(arguments))
+        case "inaturalist":
+            annotations = {"train": arguments.train} | ({"test": arguments.val} if arguments.val else {})
+            return inaturalist_source(arguments.images, annotations)
+    paths = {split: path for split in SPLITS if (path := getattr(arguments, split))}
+    if arguments.source == "list":
+        return list_source(arguments.images, paths, arguments.classes)
+    return folder_source(paths)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from cbd_fast.loading.augment import Plan
-from cbd_fast.sharding.pictures import decode_rgb, first_line
+from cbd_fast.sharding.decode import decode_rgb
+from cbd_fast.sharding.pictures import first_line
 
 
 @dataclass(frozen=True)

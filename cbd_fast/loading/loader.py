@@ -61,8 +61,8 @@ class Loader:
     Attributes:
         shards: the opened split, with its manifest and index.
         epoch: which pass ``for batch in loader`` makes next.
-        bad_pictures: rows that could not be decoded, with the reason; each is replaced by the next picture of its
-            class (left out with ``sampling="sequential"``).
+        bad_pictures: rows that could not be decoded or are quarantined, with the reason; each is replaced by the next
+            picture of its class (left out with ``sampling="sequential"``).
     """
 
     def __init__(
@@ -119,10 +119,10 @@ class Loader:
         if self.device.type == "cuda" and self.device.index is None:
             self.device = torch.device("cuda", torch.cuda.current_device())
         self.epoch = 0
-        self.bad_pictures: dict[int, str] = {}
+        self.bad_pictures: dict[int, str] = dict.fromkeys(self.shards.quarantined.tolist(), "quarantined")
         self._on_bad_picture = on_bad_picture
         self._remembering = threading.Lock()
-        self._num_bad_allowed = max(1, int(max_bad_share * len(self.shards)))
+        self._num_bad_allowed = len(self.bad_pictures) + max(1, int(max_bad_share * len(self.shards)))
         self._order: Order | None = None
         if not self.is_sequential:
             num_draws = total_steps * batch_size if total_steps else None

@@ -5,6 +5,7 @@ a few pages whatever its size, and any picture of any class is one row away.
 """
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,7 @@ INDEX_DTYPE = np.dtype(
         ("size", "<u4"),  # of the picture's file, in bytes
         ("shard", "<u4"),  # number of the shard in the manifest
         ("label", "<u4"),
-        ("width", "<u4"),  # of the coded picture, in pixels
+        ("width", "<u4"),  # of the coded picture, in pixels; 0 marks a picture that was found to be bad
         ("height", "<u4"),
         ("crc32", "<u4"),  # of the picture's bytes
     ]
@@ -68,6 +69,11 @@ class ClassIndex:
         """``(num_classes,)`` int64, pictures per class."""
         return np.diff(self.starts)
 
+    @property
+    def quarantined(self) -> np.ndarray:
+        """``(n,)`` int64, rows of pictures that are marked as bad; it reads the whole index."""
+        return np.flatnonzero(self.rows["width"] == 0)
+
     def next_in_class(self, row: int) -> int:
         """The row after ``row`` in its class; after the last one, the first."""
         label = int(self.rows["label"][row])
@@ -75,12 +81,34 @@ class ClassIndex:
         return first if row + 1 == end else row + 1
 
 
-def write_index(path: Path, rows: np.ndarray) -> int:
-    """Writes rows sorted by (label, shard, offset) and returns the crc32 of the file."""
-    order = np.lexsort((rows["offset"], rows["shard"], rows["label"]))
-    with open(path, "wb") as file:
-        np.save(file, rows[order], allow_pickle=False)
-    return file_crc32(path)
+def write_index(path: Path, parts: Sequence[Path], num_classes: int) -> np.ndarray:
+    """Puts the rows of all shards together, sorted by label and then by place.
+
+    Args:
+        path: the index file.
+        parts: one ``.npy`` file of rows per shard, in the order of the shards; rows in the order of their offsets.
+        num_classes: labels are below it.
+
+    Returns:
+        ``(num_classes,)`` int64, pictures per class.
+    """
+    counts = np.zeros(num_classes, np.int64)
+    for part in parts:
+        counts += np.bincount(np.load(part, allow_pickle=False)["label"], minlength=num_classes)
+    if not counts.sum():  # an empty file cannot be mapped
+        np.save(path, np.empty(0, INDEX_DTYPE), allow_pickle=False)
+        return counts
+    index = np.lib.format.open_memmap(path, "w+", INDEX_DTYPE, (int(counts.sum()),))
+    next_row = np.cumsum(counts) - counts
+    for part in parts:
+        rows = np.load(part, allow_pickle=False)
+        rows = rows[np.argsort(rows["label"], kind="stable")]
+        labels, firsts, numbers = np.unique(rows["label"], return_index=True, return_counts=True)
+        places = np.arange(len(rows)) + np.repeat(next_row[labels] - firsts, numbers)
+        index[places] = rows
+        next_row[labels] += numbers
+    index.flush()
+    return counts
 
 
 def file_crc32(path: Path) -> int:

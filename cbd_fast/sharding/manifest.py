@@ -28,13 +28,19 @@ class ShardRecord(BaseModel):
 
 
 class SplitRecord(BaseModel):
-    """One split: its shards, its index and its pictures per class."""
+    """One split: its shards, its index and its pictures per class.
+
+    Where bad pictures were quarantined later, ``num_quarantined`` rows of the index are marked, and ``made_crc32`` is
+    the crc32 of the index as it was made.
+    """
 
     model_config = ConfigDict(frozen=True)
     num_pictures: int = Field(ge=0)
     class_counts: list[int]
     index: str
     index_crc32: int
+    made_crc32: int | None = None
+    num_quarantined: int = 0
     shards: list[ShardRecord]
 
 
@@ -61,11 +67,13 @@ class Manifest(BaseModel):
     splits: dict[str, SplitRecord]
     recipe: Recipe
     num_skipped: int
+    notes: list[str] = []
 
     @property
     def fingerprint(self) -> str:
-        """Names the pictures and their order: two datasets of the same fingerprint train alike."""
-        crcs = [split.index_crc32 for _, split in sorted(self.splits.items())]
+        """Names the pictures and their order: two sets of the same fingerprint train alike, but for bad pictures."""
+        splits = [split for _, split in sorted(self.splits.items())]
+        crcs = [split.index_crc32 if split.made_crc32 is None else split.made_crc32 for split in splits]
         return "-".join(f"{crc:08x}" for crc in crcs)
 
     def to_json(self) -> str:

@@ -25,6 +25,14 @@ class ShardSet:
 
     Opening checks that manifest, index and files agree: sizes, counts, the index's crc32, and some of the pictures.
     ``read`` may be called from any number of threads.
+
+    Attributes:
+        folder: of the shards.
+        split: name of the split.
+        manifest: the whole dataset's.
+        record: the split's part of the manifest.
+        index: its pictures by class.
+        quarantined: ``(n,)`` int64, rows that tools/verify_shards.py has marked as bad.
     """
 
     def __init__(self, folder: str | Path, split: str) -> None:
@@ -47,6 +55,7 @@ class ShardSet:
         self._check_files()
         self.index = ClassIndex.open(self.folder / self.record.index, self.num_classes)
         self._check_index()
+        self.quarantined = self._find_quarantined()
         _allow_open_files(len(self.paths) + NUM_OTHER_FILES)
         self._files: dict[int, io.FileIO] = {}
         self._opening = threading.Lock()
@@ -146,9 +155,19 @@ class ShardSet:
         if file_crc32(path) != record.index_crc32:
             raise InputError(f"{path}: not the index that dataset.json was written with; make the shards again")
 
+    def _find_quarantined(self) -> np.ndarray:
+        found = self.index.quarantined if self.record.num_quarantined else np.empty(0, np.int64)
+        if len(found) != self.record.num_quarantined:
+            raise InputError(
+                f"{self.folder}: {len(found)} pictures of {self.split} are marked as bad, but dataset.json has "
+                f"{self.record.num_quarantined}; run tools/verify_shards.py --quarantine"
+            )
+        return found
+
     def _check_pictures(self) -> None:
         """Reads a few pictures all over the index: single ones may be damaged, but not all of a tar."""
         rows = sorted({len(self) * number // NUM_CHECKED for number in range(NUM_CHECKED)}) if len(self) else []
+        rows = [row for row in rows if row not in set(self.quarantined.tolist())]
         by_shard: dict[int, list[OSError | None]] = {}
         for row in rows:
             found = by_shard.setdefault(int(self.index.rows["shard"][row]), [])

@@ -1,58 +1,34 @@
-"""The dataset layouts that people have, each turned into the same list of pictures."""
+"""Layouts of one file per picture, each turned into the same stream of pictures."""
 
-import hashlib
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from cbd_fast.errors import InputError
-from cbd_fast.sharding.pictures import encode_png
-
-SPLITS = ("train", "val", "test")
-
-DIGITS_NUM_LARGEST = 124  # the rarest digit has 174 pictures, of which 50 are for testing
-DIGITS_NUM_TEST_PER_CLASS = 50
-DIGITS_IMBALANCE = 100.0
-DIGITS_SIZE = 32
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourcePicture:
-    """A picture that was offered, not yet read.
-
-    Attributes:
-        name: path below the split's root, ``/`` between its parts; unique in the split.
-        label: number of the class.
-        content: the file's path, or its bytes.
-        num_bytes: size of the file.
-    """
-
-    name: str
-    label: int
-    content: Path | bytes
-    num_bytes: int
-
-    def read(self) -> bytes:
-        if isinstance(self.content, bytes):
-            return self.content
-        if self.content.exists() and not self.content.is_file():
-            raise OSError("not a regular file")  # reading a pipe, say, would never end
-        return self.content.read_bytes()
+from cbd_fast.sharding.listing import SourcePicture
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A dataset on disk: class names, pictures per split, and the options that chose them."""
+    """A dataset on disk.
+
+    Attributes:
+        kind: name of the layout.
+        classes: their names in the order of their numbers; None if the labels of the pictures tell.
+        pictures: gives what is offered, one after the other.
+        roots: folders that must stay there while the pictures are read.
+        options: what else decided which pictures are offered.
+        notes: what people should know of the splits; they go into the manifest.
+    """
 
     kind: str
-    classes: list[str]
-    splits: dict[str, list[SourcePicture]]
-    options: dict[str, Any]
+    classes: list[str] | None
+    pictures: Callable[[], Iterator[SourcePicture]]
+    roots: list[Path] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def folder_source(roots: dict[str, Path]) -> Source:
@@ -73,104 +49,143 @@ def folder_source(roots: dict[str, Path]) -> Source:
                 f"{roots[split]}: {len(unknown)} classes that {roots['train']} lacks, such as {_some(unknown)}; "
                 f"a model cannot learn them: add training pictures or remove them from {split}"
             )
-    splits = {
-        split: [picture for name, folder in sorted(by_name.items()) for picture in _pictures(folder, label_of[name])]
-        for split, by_name in folders.items()
-    }
-    for split, pictures in splits.items():
-        if not pictures:
-            raise InputError(f"{roots[split]}: its class folders hold no files")
-    present = {picture.label for picture in splits["train"]}
-    if empty := [name for label, name in enumerate(classes) if label not in present]:
-        raise InputError(
-            f"{roots['train']}: {len(empty)} classes without pictures, such as {_some(empty)}; "
-            "add pictures or remove the folders"
-        )
-    return Source(kind="folder", classes=classes, splits=splits, options={})
+
+    def pictures() -> Iterator[SourcePicture]:
+        for split, by_name in folders.items():
+            is_empty = True
+            for name, folder in by_name.items():
+                for file in _files_below(folder):
+                    is_empty = False
+                    yield file_picture(split, roots[split], f"{name}/{file}", label_of[name])
+            if is_empty:
+                raise InputError(f"{roots[split]}: its class folders hold no files")
+
+    return Source(kind="folder", classes=classes, pictures=pictures, roots=list(roots.values()))
 
 
-def digits_source(seed: int) -> Source:
-    """The 1797 handwritten digits of scikit-learn, 8 x 8 upscaled to 32 x 32, as a long-tailed set of imbalance 100.
-
-    50 pictures of each class are for testing; of the others the classes 0 to 9 keep 124 down to 1.
-    """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise InputError(
-            "the source 'digits' needs scikit-learn, which ships the pictures: pip install 'cbd-fast[digits]'"
-        ) from error
-    digits = load_digits()
-    pictures = [
-        _digit(f"{label}/{number:04d}.png", int(label), values)
-        for number, (label, values) in enumerate(zip(digits.target, digits.images, strict=True))
-    ]
-    by_class = [chosen_order([p for p in pictures if p.label == label], seed) for label in range(10)]
-    rest = [picture for chosen in by_class for picture in chosen[DIGITS_NUM_TEST_PER_CLASS:]]
-    source = Source(
-        kind="digits",
-        classes=[str(label) for label in range(10)],
-        splits={
-            "train": rest,
-            "test": [picture for chosen in by_class for picture in chosen[:DIGITS_NUM_TEST_PER_CLASS]],
-        },
-        options={},
-    )
-    return with_long_tail(source, DIGITS_IMBALANCE, seed, num_largest=DIGITS_NUM_LARGEST)
-
-
-def with_long_tail(source: Source, imbalance: float, seed: int, num_largest: int | None = None) -> Source:
-    """Keeps an exponentially falling number of training pictures per class.
+def list_source(images: Path, lists: dict[str, Path], classes_file: Path | None = None) -> Source:
+    """Text files with a line ``relative/path label`` per picture, as ImageNet-LT and Places-LT are published.
 
     Args:
-        source: the set to choose from; other splits stay as they are.
-        imbalance: pictures of the largest class for one of the smallest, at least 1.
-        seed: chooses which pictures stay, as a function of the seed and their names alone.
-        num_largest: pictures of the first class; by default as many as the largest class has.
+        images: the folder that the paths start from.
+        lists: the file of each split.
+        classes_file: names of the classes, one per line; by default each class is named after the one folder that
+            its training pictures are in, or if there is no such folder, by its number.
 
     Raises:
-        InputError: a class would be left without pictures.
+        InputError: a file is missing, or a line is not a path and a label.
     """
-    by_class: list[list[SourcePicture]] = [[] for _ in source.classes]
-    for picture in source.splits["train"]:
-        by_class[picture.label].append(picture)
-    largest = num_largest or max(len(pictures) for pictures in by_class)
-    counts = long_tail_counts(largest, len(source.classes), imbalance)
-    if counts[-1] < 1:
-        raise InputError(
-            f"--imbalance {imbalance:g} leaves no picture of the last class ({largest} in the largest class): "
-            f"use at most {largest}"
-        )
-    kept = [
-        picture
-        for pictures, count in zip(by_class, counts, strict=True)
-        for picture in chosen_order(pictures, seed)[:count]
-    ]
-    options = source.options | {"imbalance": imbalance}
-    return replace(source, splits=source.splits | {"train": kept}, options=options)
+    check_folder(images)
+    folder_of: dict[int, str | None] = {}
+    for name, label in _listed(lists["train"]):
+        folder = os.path.basename(os.path.dirname(name))
+        folder_of[label] = folder if folder_of.setdefault(label, folder) == folder else None
+    num_classes = max(folder_of, default=-1) + 1
+    names = [folder_of.get(label) for label in range(num_classes)]
+    is_named = all(names) and len(set(names)) == num_classes
+    classes = [str(name) if is_named else str(label) for label, name in enumerate(names)]
+    if classes_file is not None:
+        classes = read_classes(classes_file)
+        if len(classes) < num_classes:
+            raise InputError(
+                f"{classes_file}: names {len(classes)} classes, but {lists['train']} has labels up to {num_classes - 1}"
+            )
+
+    def pictures() -> Iterator[SourcePicture]:
+        for split, path in lists.items():
+            for name, label in _listed(path):
+                if label >= len(classes):
+                    raise InputError(
+                        f"{path}: {name!r} has label {label}, but {lists['train']} has only labels up to "
+                        f"{len(classes) - 1}; a model cannot learn the class"
+                    )
+                yield file_picture(split, images, name, label)
+
+    return Source(kind="list", classes=classes, pictures=pictures, roots=[images])
 
 
-def long_tail_counts(num_largest: int, num_classes: int, imbalance: float) -> list[int]:
-    """``floor(n_max * F ** (-c / (C - 1)))`` pictures of class c (Cui et al., CVPR 2019)."""
-    last = max(num_classes - 1, 1)
-    # the small term keeps exact results such as 500 / 100 from being rounded to 4
-    return [int(num_largest * imbalance ** (-c / last) + 1e-9) for c in range(num_classes)]
+def tiny_imagenet_source(root: Path) -> Source:
+    """``tiny-imagenet-200`` as Stanford's CS231n published it; its validation pictures are for testing.
+
+    Raises:
+        InputError: a file is missing or names an unknown class.
+    """
+    check_folder(root)
+    classes = [line for line in _lines(root / "wnids.txt") if line]
+    label_of = {name: label for label, name in enumerate(classes)}
+    words = dict(line.split("\t", 1) for line in _lines(root / "words.txt") if "\t" in line)
+
+    def pictures() -> Iterator[SourcePicture]:
+        for name, label in label_of.items():
+            folder = root / "train" / name / "images"
+            check_folder(folder)
+            for file in _files_below(folder):
+                yield file_picture("train", root, f"train/{name}/images/{file}", label)
+        annotations = root / "val" / "val_annotations.txt"
+        for number, line in enumerate(_lines(annotations), 1):
+            if not line:
+                continue
+            file, *rest = line.split("\t")
+            if not rest or rest[0] not in label_of:
+                raise InputError(f"{annotations}: line {number}: {line!r} is not a file and a class of wnids.txt")
+            yield file_picture("test", root, f"val/images/{file}", label_of[rest[0]])
+
+    return Source(
+        kind="tiny-imagenet",
+        classes=[f"{name} {words[name]}" if name in words else name for name in classes],
+        pictures=pictures,
+        roots=[root],
+        notes=["test: the published val; the labels of the published test were never released"],
+    )
 
 
-def chosen_order(pictures: Iterable[SourcePicture], seed: int, purpose: str = "choose") -> list[SourcePicture]:
-    """Shuffles pictures as a function of the seed, the purpose and each one's name, whatever order they come in."""
-    prefix = f"{purpose}\0{seed}\0".encode()
+def file_picture(split: str, root: Path, name: str, label: int) -> SourcePicture:
+    """A picture that has a file of its own, ``name`` below ``root``."""
+    path = os.path.join(os.path.abspath(root), name)
+    try:
+        num_bytes: int | None = os.stat(path).st_size
+    except OSError:
+        num_bytes = None  # missing, or a dangling link
+    return SourcePicture(split=split, name=name, label=label, num_bytes=num_bytes, path=path)
 
-    def key(picture: SourcePicture) -> tuple[bytes, str]:
-        name = os.fsencode(picture.name)
-        return hashlib.blake2b(prefix + name, digest_size=16).digest(), picture.name
 
-    return sorted(pictures, key=key)
+def read_classes(path: Path) -> list[str]:
+    """Names of classes, one per line, in the order of their numbers."""
+    classes = list(_lines(path))
+    while classes and not classes[-1]:
+        classes.pop()
+    if len(set(classes)) < len(classes) or not all(classes):
+        raise InputError(f"{path}: must hold one name per line, each once")
+    return classes
+
+
+def _listed(path: Path) -> Iterator[tuple[str, int]]:
+    for number, line in enumerate(_lines(path), 1):
+        if not line.strip():
+            continue
+        name, _, label = line.rstrip().rpartition(" ") if "\t" not in line else line.rstrip().rpartition("\t")
+        if not name or not label.isdecimal():
+            raise InputError(f"{path}: line {number}: {line!r} is not 'relative/path label' with a label of 0 or more")
+        yield name.rstrip(), int(label)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
+            for line in file:
+                yield line.rstrip("\r\n")
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+
+
+def check_folder(folder: Path) -> None:
+    """Raises ``InputError`` if there is no such folder."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
 
 
 def _class_folders(root: Path) -> dict[str, Path]:
-    if not root.is_dir():
-        raise InputError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}")
+    check_folder(root)
     folders = {entry.name: Path(entry.path) for entry in os.scandir(root) if _is_visible_folder(entry)}
     if not folders:
         raise InputError(f"{root}: holds no class folders; it should hold one folder of pictures per class")
@@ -184,11 +199,11 @@ def _is_visible_folder(entry: os.DirEntry[str]) -> bool:
     return entry.is_dir() and not entry.name.startswith(".")
 
 
-def _pictures(class_folder: Path, label: int) -> list[SourcePicture]:
-    root = class_folder.parent
+def _files_below(class_folder: Path) -> Iterator[str]:
+    """Paths below a folder of every visible file."""
     # a link back to where we are, or to other classes, is not followed
-    above = [root.resolve(), *root.resolve().parents]
-    found, seen = [], {(status.st_dev, status.st_ino) for status in map(os.stat, above)}
+    root = class_folder.parent.resolve()
+    seen = {(status.st_dev, status.st_ino) for status in map(os.stat, [root, *root.parents])}
     for folder, subfolders, files in os.walk(class_folder, followlinks=True):
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in seen:
@@ -196,27 +211,8 @@ def _pictures(class_folder: Path, label: int) -> list[SourcePicture]:
             continue
         seen.add((status.st_dev, status.st_ino))
         subfolders.sort()
-        for file in sorted(files):
-            if not file.startswith("."):
-                path = Path(folder, file)
-                name = path.relative_to(root).as_posix()
-                found.append(SourcePicture(name=name, label=label, content=path, num_bytes=_size(path)))
-    return found
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0  # a dangling link, say: it is skipped with its reason when it is read
-
-
-def _digit(name: str, label: int, values: np.ndarray) -> SourcePicture:
-    """``values``: ``(8, 8)`` float, 0 to 16."""
-    grey = np.rint(values * (255 / 16)).astype(np.uint8)
-    upscaled = Image.fromarray(grey).resize((DIGITS_SIZE, DIGITS_SIZE), Image.Resampling.BICUBIC)
-    data = encode_png(np.asarray(upscaled))
-    return SourcePicture(name=name, label=label, content=data, num_bytes=len(data))
+        prefix = "" if folder == os.fspath(class_folder) else os.path.relpath(folder, class_folder) + "/"
+        yield from (prefix + file for file in files if not file.startswith("."))
 
 
 def _some(names: list[str]) -> str:

@@ -1,39 +1,42 @@
-"""Deterministic, atomic tar shards in the WebDataset convention, with their index and manifest.
+"""A dataset as deterministic tar shards in the WebDataset convention, with their index and manifest.
 
 Which pictures go into which shard, in which order and under which key follows from the source and the seed alone;
-each shard is then written on its own, so any number of workers gives the same bytes.
+each shard is then made on its own, so any number of workers, and any interruption, gives the same bytes.
 """
 
-import csv
-import hashlib
-import io
 import json
-import tarfile
-import zlib
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import pairwise
+import os
+import shutil
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO
-
-import numpy as np
+from typing import Any
 
 from cbd_fast.errors import InputError, RunError
-from cbd_fast.files import whole_folder
-from cbd_fast.sharding.index import INDEX_DTYPE, write_index
-from cbd_fast.sharding.manifest import (
-    MANIFEST_NAME,
-    Manifest,
-    Recipe,
-    ShardRecord,
-    SplitRecord,
-    read_manifest,
+from cbd_fast.files import PARTIAL_SUFFIX, resumable_folder, write_whole
+from cbd_fast.sharding.assembly import SKIPPED_NAME, WrittenDataset, assemble, read_skipped, write_skipped
+from cbd_fast.sharding.listing import Listing, plan_shards
+from cbd_fast.sharding.long_tail import LongTail
+from cbd_fast.sharding.manifest import MANIFEST_NAME, Recipe, read_manifest
+from cbd_fast.sharding.pictures import PictureRules
+from cbd_fast.sharding.presets import check_preset
+from cbd_fast.sharding.shard_writer import (
+    WORK_FOLDER,
+    Shard,
+    ShardReport,
+    Skipped,
+    Surroundings,
+    printable,
+    read_report,
+    report_path,
 )
-from cbd_fast.sharding.pictures import check_picture
-from cbd_fast.sharding.sources import Source, SourcePicture, chosen_order
+from cbd_fast.sharding.sources import Source
+from cbd_fast.sharding.workers import Job, make_shards
 
-SKIPPED_NAME = "skipped.csv"
+LISTING_NAME = "listing.sqlite"
+RECIPE_NAME = "recipe.json"
+NUM_SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,250 +48,221 @@ class ShardSize:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Skipped:
-    """A picture that was left out."""
+class Wanted:
+    """What a dataset is made into.
 
-    split: str
-    label: int
-    name: str
-    reason: str
+    Attributes:
+        seed: chooses the pictures of a long tail, and shuffles all pictures over the shards.
+        size: of a shard.
+        rules: how pictures are checked and stored.
+        tail: the long tail to make of the training split, or None.
+        preset: name of the published dataset that it must be, or None.
+        max_bad_share: of the pictures; if more cannot be used, that is an error at once.
+        is_whole: whether any picture that cannot be used is an error in the end.
+    """
+
+    seed: int = 0
+    size: ShardSize = field(default_factory=ShardSize)
+    rules: PictureRules = field(default_factory=PictureRules)
+    tail: LongTail | None = None
+    preset: str | None = None
+    max_bad_share: float = 0.01
+    is_whole: bool = False
+
+    def options(self) -> dict[str, Any]:
+        """What decides about the bytes of the shards, for the recipe."""
+        options: dict[str, Any] = {"shard_bytes": self.size.num_bytes, "shard_pictures": self.size.num_pictures}
+        tail = {} if self.tail is None else asdict(self.tail)
+        return options | asdict(self.rules) | tail
 
 
-@dataclass(frozen=True, kw_only=True)
-class WrittenShard:
-    """What became of one shard; ``rows`` is of ``INDEX_DTYPE``."""
+class Progress:
+    """Told what happens while a dataset is written; this one ignores it."""
 
-    record: ShardRecord
-    rows: np.ndarray
-    skipped: list[Skipped]
-    num_converted: int
+    def note(self, message: str) -> None:
+        """Something that a person should know."""
 
+    def start(self, num_pictures: int) -> None:
+        """``num_pictures`` are to be looked at."""
 
-@dataclass(frozen=True, kw_only=True)
-class WrittenDataset:
-    """What became of a dataset; ``is_new`` is false when the folder already held exactly it."""
-
-    manifest: Manifest
-    skipped: list[Skipped]
-    num_converted: int
-    is_new: bool
+    def update(self, num_pictures: int) -> None:
+        """``num_pictures`` were looked at."""
 
 
 def write_dataset(
-    source: Source,
-    out: Path,
-    *,
-    seed: int,
-    num_workers: int,
-    size: ShardSize | None = None,
-    on_picture: Callable[[], None] = lambda: None,
+    source: Source, out: Path, wanted: Wanted, *, num_workers: int, progress: Progress | None = None
 ) -> WrittenDataset:
-    """Writes a dataset as shards, or finds that ``out`` already holds exactly it.
+    """Writes a dataset as shards, goes on with what was interrupted, or finds that ``out`` already holds exactly it.
 
     Args:
         source: classes and pictures.
         out: the folder to make; it may exist if it is empty.
-        seed: shuffles the pictures over the shards.
-        num_workers: shards that are written at a time.
-        size: of a shard.
-        on_picture: called from any thread after each picture.
+        wanted: what to make of them.
+        num_workers: processes.
+        progress: told what happens.
 
     Raises:
-        InputError: ``out`` holds something else, or no picture of some training class can be decoded.
-        RunError: the disk did not take the shards.
+        InputError: ``out`` holds something else, or the pictures are not what they should be.
+        RunError: too many pictures cannot be used, or the disk did not take the shards; the same command goes on.
     """
-    size = size or ShardSize()
-    recipe = _recipe(source, seed, size)
+    progress = progress or Progress()
+    _check_place(out)
     try:
-        if out.exists() and (existing := _existing(out, recipe)):
-            return existing
-        with whole_folder(out) as folder:
-            written = {
-                split: _write_split(folder, split, pictures, seed, num_workers, size, on_picture)
-                for split, pictures in source.splits.items()
-            }
-            skipped = [skip for shards in written.values() for shard in shards for skip in shard.skipped]
-            _write_skipped(folder / SKIPPED_NAME, skipped)
-            manifest = Manifest(
-                classes=source.classes,
-                splits={
-                    split: _split_record(folder, split, shards, source.classes) for split, shards in written.items()
-                },
-                recipe=recipe,
-                num_skipped=len(skipped),
-            )
-            (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+        with resumable_folder(out) as folder:
+            return _write(source, out, folder, wanted, num_workers, progress)
     except OSError as error:
-        raise RunError(f"{out}: the shards could not be written ({error}); nothing was kept") from error
-    return WrittenDataset(
-        manifest=manifest,
-        skipped=skipped,
-        num_converted=sum(shard.num_converted for shards in written.values() for shard in shards),
-        is_new=True,
-    )
+        raise RunError(
+            f"{out}: the shards could not be written ({error}); the same command goes on from there"
+        ) from error
 
 
-def plan_shards(pictures: Sequence[SourcePicture], size: ShardSize) -> list[range]:
-    """Cuts the ordered pictures into runs that stay within ``size`` (a picture that is larger has its own shard)."""
-    cuts, num_bytes = [0], 0
-    for number, picture in enumerate(pictures):
-        is_full = num_bytes + picture.num_bytes > size.num_bytes or number - cuts[-1] == size.num_pictures
-        if is_full and number > cuts[-1]:
-            cuts.append(number)
-            num_bytes = 0
-        num_bytes += picture.num_bytes
-    cuts.append(len(pictures))
-    return [range(first, end) for first, end in pairwise(cuts)]
+def _write(
+    source: Source, out: Path, folder: Path, wanted: Wanted, num_workers: int, progress: Progress
+) -> WrittenDataset:
+    work = folder / WORK_FOLDER
+    work.mkdir(exist_ok=True)
+    progress.note("listing the pictures")
+    with closing(Listing(work / LISTING_NAME)) as listing:
+        recipe, notes = list_pictures(source, listing, wanted)
+        if (out / MANIFEST_NAME).exists():
+            _check_recipe(out, recipe)
+            shutil.rmtree(folder)
+            return _found(out)
+        if _is_recipe(folder / MANIFEST_NAME, recipe):  # interrupted at the very end
+            shutil.rmtree(work)
+            return _found(folder)
+        if wanted.is_whole:
+            _check_none_missing(listing, folder / SKIPPED_NAME)
+        listing.order(wanted.seed)
+        shards, classes = _plan(listing, wanted.size), listing.classes
+    begin_work(work, folder, recipe, progress)
+    _remove_leftovers(folder)
+    surroundings = Surroundings(folder=folder, work=work, rules=wanted.rules, roots=devices(source.roots))
+    run_shards(surroundings, shards, num_workers, wanted.max_bad_share, progress)
+    _remove_leftovers(folder)
+    written = assemble(surroundings, shards, classes, recipe, notes)
+    if wanted.is_whole and (number := written.manifest.num_skipped):
+        raise RunError(
+            f"{out}: {number:,} pictures cannot be used, so this would not be {wanted.preset} as published; they are "
+            f"listed in {folder / SKIPPED_NAME}: get them again, or allow them with --max-bad"
+        )
+    write_whole(folder / MANIFEST_NAME, written.manifest.to_json())
+    shutil.rmtree(work)
+    return written
 
 
-def write_shard(
-    folder: Path,
-    split: str,
-    number: int,
-    pictures: Sequence[SourcePicture],
-    first_key: int,
-    on_picture: Callable[[], None] = lambda: None,
-) -> WrittenShard:
-    """Writes one tar: for each picture ``<key>.<extension>``, ``<key>.cls`` and ``<key>.json``.
+def list_pictures(source: Source, listing: Listing, wanted: Wanted) -> tuple[Recipe, list[str]]:
+    """Fills the listing with the pictures that are wanted; returns how they were chosen, and notes for people."""
+    listing.add(source.pictures(), source.classes)
+    notes = list(source.notes)
+    if wanted.tail:
+        notes += listing.keep_long_tail(wanted.tail, wanted.seed)
+    if wanted.preset:
+        check_preset(wanted.preset, listing, wanted.tail.num_val_per_class if wanted.tail else 0)
+    options = {key: value for key, value in (source.options | wanted.options()).items() if value is not None}
+    return Recipe(source=source.kind, options=options, seed=wanted.seed, input_sha256=listing.digest()), notes
+
+
+def begin_work(work: Path, everything: Path, recipe: Recipe, progress: Progress) -> None:
+    """Keeps what an interrupted command has done, or if it did something else, removes it.
 
     Args:
-        folder: where the shard goes.
-        split: the first part of the shard's name.
-        number: of the shard in the split.
-        pictures: what goes in; those that cannot be decoded are left out.
-        first_key: number of the first picture in the split; the key is that number, in nine digits.
-        on_picture: called after each picture.
+        work: folder of reports, rows and listing.
+        everything: folder of all that an interrupted command may have left.
+        recipe: of what is wanted now.
+        progress: told about it.
     """
-    path = folder / f"{split}-{number:06d}.tar"
-    rows, skipped, num_converted = [], [], 0
-    with open(path, "wb") as file:
-        hashed = _HashedFile(file)
-        with tarfile.open(fileobj=hashed, mode="w", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
-            for key, picture in enumerate(pictures, first_key):
-                try:
-                    checked = check_picture(picture.read())
-                except (OSError, ValueError) as error:
-                    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-                    skipped.append(Skipped(split=split, label=picture.label, name=picture.name, reason=reason))
-                    continue
-                finally:
-                    on_picture()
-                num_converted += checked.converted
-                offset = tar.offset + tarfile.BLOCKSIZE
-                _add(tar, f"{key:09d}.{checked.extension}", checked.data)
-                _add(tar, f"{key:09d}.cls", str(picture.label).encode())
-                _add(tar, f"{key:09d}.json", json.dumps({"path": picture.name}).encode())
-                size, crc32 = len(checked.data), zlib.crc32(checked.data)
-                rows.append((offset, size, number, picture.label, checked.width, checked.height, crc32))
-    record = ShardRecord(
-        file=path.name, num_pictures=len(rows), num_bytes=hashed.num_bytes, sha256=hashed.sha256.hexdigest()
+    if _is_recipe(work / RECIPE_NAME, recipe):
+        return
+    others = [path for path in everything.rglob("*") if path.is_file() and path.name != LISTING_NAME]
+    for path in others:
+        path.unlink()
+    if others:
+        progress.note("what was half-made there is of other pictures or settings: starting anew")
+    write_whole(work / RECIPE_NAME, recipe.model_dump_json())
+
+
+def run_shards(
+    surroundings: Surroundings, shards: list[Shard], num_workers: int, max_bad_share: float, progress: Progress
+) -> None:
+    """Makes the shards that are not finished."""
+    finished: dict[str, ShardReport] = {}
+    for shard in shards:
+        if report := read_report(surroundings.work, shard):
+            if any(skip.unreadable for skip in report.skipped):
+                # what could not be read last time may be there now, as if nothing had ever happened
+                report_path(surroundings.work, shard).unlink()
+            else:
+                finished[shard.name] = report
+    total = sum(len(shard.places) for shard in shards)
+    done = sum(len(shard.places) for shard in shards if shard.name in finished)
+    progress.start(total)
+    progress.update(done)
+    job = Job(
+        surroundings=surroundings,
+        listing=surroundings.work / LISTING_NAME,
+        shards=[shard for shard in shards if shard.name not in finished],
+        num_bad=sum(len(report.skipped) for report in finished.values()),
+        num_bad_allowed=int(max_bad_share * total),
     )
-    return WrittenShard(record=record, rows=np.array(rows, INDEX_DTYPE), skipped=skipped, num_converted=num_converted)
+    make_shards(job, num_workers, lambda number: progress.update(done + number))
 
 
-class _HashedFile:
-    """A file for writing that hashes what passes through it."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file, self.sha256, self.num_bytes = file, hashlib.sha256(), 0
-
-    def write(self, data: bytes) -> int:
-        self.sha256.update(data)
-        self.num_bytes += len(data)
-        return self.file.write(data)
-
-    def tell(self) -> int:
-        return self.num_bytes
+def devices(roots: Iterable[Path]) -> list[tuple[str, int]]:
+    """Each folder with the device that it is on."""
+    return [(os.fspath(root), os.stat(root).st_dev) for root in roots]
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    info = tarfile.TarInfo(name)  # owner 0, mode 0644 and time 0: the same input gives the same bytes
-    info.size = len(data)
-    tar.addfile(info, io.BytesIO(data))
+def _plan(listing: Listing, size: ShardSize) -> list[Shard]:
+    return [
+        Shard(split=split, number=number, file=f"{split}-{number:06d}.tar", places=places)
+        for split in listing.splits
+        for number, places in enumerate(plan_shards(listing.sizes(split), size.num_bytes, size.num_pictures))
+    ]
 
 
-def _write_split(
-    folder: Path,
-    split: str,
-    pictures: list[SourcePicture],
-    seed: int,
-    num_workers: int,
-    size: ShardSize,
-    on_picture: Callable[[], None],
-) -> list[WrittenShard]:
-    # class-mixed order, so that stock readers with a small shuffle buffer see well-mixed batches
-    ordered = chosen_order(pictures, seed, purpose=split)
-    runs = plan_shards(ordered, size)
-
-    def write(number: int) -> WrittenShard:
-        run = runs[number]
-        return write_shard(folder, split, number, ordered[run.start : run.stop], run.start, on_picture)
-
-    with ThreadPoolExecutor(num_workers) as pool:
-        return list(pool.map(write, range(len(runs))))
+def _check_none_missing(listing: Listing, path: Path) -> None:
+    missing = [
+        Skipped(split=split, label=label, name=name, reason="No such file or directory")
+        for split, label, name in listing.missing()
+    ]
+    if missing:
+        write_skipped(path, missing)
+        shown = ", ".join(f"{skip.split}/{printable(skip.name)}" for skip in missing[:NUM_SHOWN])
+        raise RunError(f"{len(missing):,} of {len(listing):,} pictures are missing, such as {shown}; all are in {path}")
 
 
-def _split_record(folder: Path, split: str, shards: list[WrittenShard], classes: list[str]) -> SplitRecord:
-    rows = np.concatenate([shard.rows for shard in shards])
-    if not len(rows):
-        raise InputError(f"none of the pictures of {split} can be decoded ({shards[0].skipped[0].reason})")
-    counts = np.bincount(rows["label"], minlength=len(classes))
-    if split == "train" and (lost := [name for name, count in zip(classes, counts, strict=True) if not count]):
-        reason = next(skip.reason for shard in shards for skip in shard.skipped if classes[skip.label] in lost)
-        raise InputError(
-            f"none of the training pictures of {len(lost)} classes can be decoded, such as {lost[0]!r} "
-            f"({reason}); mend them or remove the classes"
-        )
-    index = f"{split}.index.npy"
-    return SplitRecord(
-        num_pictures=len(rows),
-        class_counts=counts.tolist(),
-        index=index,
-        index_crc32=write_index(folder / index, rows),
-        shards=[shard.record for shard in shards],
-    )
-
-
-def _recipe(source: Source, seed: int, size: ShardSize) -> Recipe:
-    digest = hashlib.sha256("\0".join(source.classes).encode("utf-8", "surrogateescape"))
-    for split, pictures in sorted(source.splits.items()):
-        for picture in sorted(pictures, key=lambda picture: picture.name):
-            line = f"{split}\0{picture.name}\0{picture.label}\0{picture.num_bytes}\n"
-            digest.update(line.encode("utf-8", "surrogateescape"))
-    options = source.options | {"shard_bytes": size.num_bytes, "shard_pictures": size.num_pictures}
-    return Recipe(source=source.kind, options=options, seed=seed, input_sha256=digest.hexdigest())
-
-
-def _existing(out: Path, recipe: Recipe) -> WrittenDataset | None:
-    """The dataset that ``out`` holds if it is the one asked for; None if ``out`` is an empty folder."""
-    if not out.is_dir():
+def _check_place(out: Path) -> None:
+    if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; choose another --out")
-    if not any(out.iterdir()):
-        return None
-    if not (out / MANIFEST_NAME).is_file():
+    if out.exists() and any(out.iterdir()) and not (out / MANIFEST_NAME).is_file():
         raise InputError(f"{out}: already holds something else; choose another --out or empty it")
-    manifest = read_manifest(out)
-    if manifest.recipe != recipe:
-        raise InputError(
-            f"{out}: already holds other shards ({_difference(manifest.recipe, recipe)}); "
-            "choose another --out or remove it"
-        )
-    return WrittenDataset(manifest=manifest, skipped=_read_skipped(out / SKIPPED_NAME), num_converted=0, is_new=False)
 
 
-def _difference(old: Recipe, new: Recipe) -> str:
-    before, after = old.model_dump(), new.model_dump()
-    changed = [key for key in before if before[key] != after[key]]
-    return ", ".join(f"{key} {before[key]} there, {after[key]} asked for" for key in changed)
+def _check_recipe(out: Path, recipe: Recipe) -> None:
+    if (there := read_manifest(out).recipe) == recipe:
+        return
+    before, after = (each.model_dump(exclude={"options"}) | each.options for each in (there, recipe))
+    keys = [key for key in before | after if before.get(key) != after.get(key)]
+    changes = ", ".join(f"{key} {before.get(key)} there, {after.get(key)} asked for" for key in keys)
+    raise InputError(f"{out}: already holds other shards ({changes}); choose another --out or remove it")
 
 
-def _write_skipped(path: Path, skipped: list[Skipped]) -> None:
-    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file)
-        writer.writerow(["split", "label", "name", "reason"])
-        writer.writerows([skip.split, skip.label, skip.name, skip.reason] for skip in skipped)
+def _is_recipe(path: Path, recipe: Recipe) -> bool:
+    """Whether a file holds this recipe, or a manifest with it."""
+    try:
+        there = json.loads(path.read_bytes())
+        return Recipe.model_validate(there.get("recipe", there)) == recipe
+    except (FileNotFoundError, ValueError):
+        return False
 
 
-def _read_skipped(path: Path) -> list[Skipped]:
-    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-        return [Skipped(**{**row, "label": int(row["label"])}) for row in csv.DictReader(file)]  # type: ignore[arg-type]
+def _found(folder: Path) -> WrittenDataset:
+    manifest = read_manifest(folder)
+    return WrittenDataset(manifest=manifest, skipped=read_skipped(folder / SKIPPED_NAME), is_new=False)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Removes shards that were being written when a command was killed."""
+    for path in folder.glob(f"*{PARTIAL_SUFFIX}"):
+        path.unlink(missing_ok=True)

@@ -1,0 +1,53 @@
+"""Long tails made of balanced sets: how many pictures of each class, and which."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+
+KINDS = ("exp", "step")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongTail:
+    """The long tail that was asked for.
+
+    Attributes:
+        imbalance: pictures of the largest class for one of the smallest, at least 1.
+        kind: ``exp`` falls exponentially, ``step`` has two halves.
+        num_val_per_class: pictures of each class, of those left out of training, that become the split ``val``.
+    """
+
+    imbalance: float
+    kind: str = "exp"
+    num_val_per_class: int = 0
+
+    def counts(self, num_largest: int, num_classes: int) -> list[int]:
+        """Training pictures of every class."""
+        make_counts = exponential_counts if self.kind == "exp" else step_counts
+        return make_counts(num_largest, num_classes, self.imbalance)
+
+
+def exponential_counts(num_largest: int, num_classes: int, imbalance: float) -> list[int]:
+    """``floor(n_max * F ** (-c / (C - 1)))`` pictures of class c (Cui et al., CVPR 2019)."""
+    last = max(num_classes - 1, 1)
+    # the small term keeps exact results such as 500 / 100 from being rounded to 4
+    return [int(num_largest * imbalance ** (-c / last) + 1e-9) for c in range(num_classes)]
+
+
+def step_counts(num_largest: int, num_classes: int, imbalance: float) -> list[int]:
+    """``n_max`` pictures in the first half of the classes, ``floor(n_max / F)`` in the rest (Buda et al., 2018)."""
+    num_frequent = num_classes // 2
+    return [num_largest] * num_frequent + [int(num_largest / imbalance + 1e-9)] * (num_classes - num_frequent)
+
+
+def order_key(purpose: str, seed: int, name: bytes) -> bytes:
+    """Sorting by this key shuffles pictures, as a function of the purpose, the seed and each one's name alone.
+
+    Removing a picture moves none of the others, and the order in which a file system lists them does not matter.
+    """
+    return hashlib.blake2b(f"{purpose}\0{seed}\0".encode() + name, digest_size=16).digest()
+
+
+def choice_key(seed: int, name: str) -> tuple[bytes, str]:
+    """Pictures of a class are chosen in the order of this key."""
+    return order_key("choose", seed, os.fsencode(name)), name

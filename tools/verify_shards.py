@@ -1,0 +1,79 @@
+"""Checks shards: sizes and index against the tars, or with --full every byte and every picture.
+
+python tools/verify_shards.py shards/NAME
+python tools/verify_shards.py shards/NAME --full
+python tools/verify_shards.py shards/NAME --quarantine    # full, and marks bad pictures: the loader passes over them
+
+Exit codes: 0 all is well, or bad pictures were marked; 1 something is not; 2 these are not shards.
+"""
+
+import argparse
+import os
+from functools import partial
+from pathlib import Path
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from cbd_fast.dashboard import make_console
+from cbd_fast.errors import RunError, run_command
+from cbd_fast.sharding.manifest import read_manifest
+from cbd_fast.sharding.verify import SplitFindings, quarantine, verify_split
+
+NUM_SHOWN = 20
+
+
+def main() -> None:
+    """Parses the command line, checks every split, prints what was found."""
+    arguments = parse_arguments()
+    manifest = read_manifest(arguments.folder)
+    console = make_console()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    findings: dict[str, SplitFindings] = {}
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        for split, record in manifest.splits.items():
+            task = progress.add_task(split, total=record.num_pictures)
+            findings[split] = verify_split(
+                arguments.folder,
+                manifest,
+                split,
+                is_full=arguments.full or arguments.quarantine,
+                num_workers=arguments.workers,
+                on_pictures=partial(progress.advance, task),
+            )
+    lines = [line for split, found in findings.items() for line in describe(split, found)]
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    num_bad = sum(len(found.bad) for found in findings.values())
+    if arguments.quarantine:
+        manifest = quarantine(arguments.folder, findings)
+        marked = {split: record.num_quarantined for split, record in manifest.splits.items()}
+        console.print(f"quarantined: {', '.join(f'{split} {number:,}' for split, number in marked.items())}")
+        if missing := [problem for found in findings.values() for problem in found.lasting_problems]:
+            raise RunError(f"{arguments.folder}: {len(missing)} problems that no quarantine repairs; see above")
+    elif num_bad or any(found.problems or found.lasting_problems for found in findings.values()):
+        raise RunError(f"{arguments.folder}: these shards are not as they were made; see above")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line; errors in it end the program with exit code 2."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, metavar="DIR", help="a folder of shards")
+    parser.add_argument("--full", action="store_true", help="sha256 of shards; crc32 and decoding of every picture")
+    parser.add_argument("--quarantine", action="store_true", help="mark bad pictures in the index (implies --full)")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="threads")
+    return parser.parse_args()
+
+
+def describe(split: str, found: SplitFindings) -> list[str]:
+    """What was found in a split, as lines."""
+    lines = [f"{split}: {len(found.index):,} pictures in {len(found.record.shards):,} shards"]
+    if number := found.record.num_quarantined:
+        lines.append(f"  {number:,} are quarantined, of which {len(found.good):,} can be used again")
+    problems = [*found.lasting_problems, *found.problems, *(f"{bad.name}: {bad.reason}" for bad in found.bad)]
+    lines += [f"  {problem}" for problem in problems[:NUM_SHOWN]]
+    if len(problems) > NUM_SHOWN:
+        lines.append(f"  and {len(problems) - NUM_SHOWN:,} more")
+    return lines if problems else [*lines, "  no problems"]
+
+
+if __name__ == "__main__":
+    run_command(main)
