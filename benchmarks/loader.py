@@ -7,20 +7,15 @@ process has cores. Contestants take turns, so that whatever else the machine doe
 """
 
 import argparse
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
+from report import machine_and_versions, print_table, write_json
 from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
 from torchvision.transforms import v2
 
@@ -34,8 +29,6 @@ BATCH_SIZE = 128
 PREFETCH = 2  # batches that each DataLoader worker prepares ahead of time, as by default
 BASELINE = "torchvision decode + v2, DataLoader"
 PACKAGES = ("torch", "torchvision", "numpy", "nvidia-dali-cuda120")
-
-Rows = list[dict[str, Any]]
 
 
 class TorchvisionPictures(Dataset[tuple[torch.Tensor, int]]):
@@ -120,51 +113,20 @@ def summarized(name: str, values: list[float], baseline: float) -> dict[str, Any
     median = statistics.median(values)
     return {
         "contestant": name,
-        "pictures_per_second": round(median, 1),
-        "spread": [round(min(values), 1), round(max(values), 1)],
+        "pictures/s": round(median),
+        "spread": f"{min(values):,.0f} to {max(values):,.0f}",
         "ratio": round(median / baseline, 2),
-        "rounds": len(values),
     }
 
 
-def report(rows: Rows, arguments: argparse.Namespace) -> None:
+def report(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
     """Prints the table and writes the JSON."""
     shards = ShardSet(arguments.shards, "train")
-    sizes = shards.index.rows["size"]
-    machine = {
-        "date": date.today().isoformat(),
-        "processor": processor(),
-        "cores": num_cores(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in PACKAGES},
-        "pictures": len(shards),
-        "classes": shards.num_classes,
-        "median_kilobytes": round(float(np.median(sizes)) / 1e3, 1),
-        "image_size": arguments.image_size,
-    }
-    table = Table(
-        title=f"{arguments.shards}: {machine['median_kilobytes']} KB a picture to {arguments.image_size} pixels"
-    )
-    table.add_column("contestant")
-    for column in ("pictures/s", "spread", "ratio"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        spread = "{:,.0f} to {:,.0f}".format(*row["spread"])
-        table.add_row(row["contestant"], f"{row['pictures_per_second']:,.0f}", spread, f"{row['ratio']:.2f}")
-    console = Console()
-    console.print(table)
-    console.print(f"{machine['processor']}, {machine['cores']} cores, GPU: {machine['gpu']}, {machine['date']}")
-    if arguments.out:
-        arguments.out.write_text(json.dumps({"machine": machine, "results": rows}, indent=1) + "\n")
-
-
-def processor() -> str:
-    """Name of the processor."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
+    kilobytes = round(float(np.median(shards.index.rows["size"])) / 1e3, 1)
+    print_table(rows, f"{arguments.shards}: {kilobytes} KB a picture to {arguments.image_size} pixels")
+    data = {"pictures": len(shards), "classes": shards.num_classes, "median_kilobytes": kilobytes}
+    settings = {key: str(value) for key, value in vars(arguments).items()}
+    write_json(arguments.out, {"settings": settings, **machine_and_versions(PACKAGES), "data": data, "rows": rows})
 
 
 def parse_arguments() -> argparse.Namespace:
