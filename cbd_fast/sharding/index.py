@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from cbd_fast.errors import InputError
+from cbd_fast.files import to_disk
 
 INDEX_DTYPE = np.dtype(
     [
@@ -108,6 +109,7 @@ def write_index(path: Path, parts: Sequence[Path], num_classes: int) -> np.ndarr
         index[places] = rows
         next_row[labels] += numbers
     index.flush()
+    to_disk(path)
     return counts
 
 

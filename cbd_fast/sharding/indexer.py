@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sqlite3
 from contextlib import closing
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def index_dataset(
     except InputError:
         shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)
         raise
-    except OSError as error:
+    except (OSError, sqlite3.Error) as error:
         raise RunError(
             f"{folder}: the index could not be written ({error}); where nothing can be written, copy the shards or "
             "rewrite them with --out"

@@ -206,6 +206,7 @@ class ShardWriter:
         if temporary is not None:
             to_disk(temporary)
             os.replace(temporary, self._surroundings.folder / shard.file)
+            to_disk(self._surroundings.folder)
         path = rows_path(self._surroundings.work, shard)
         np.save(path, np.array(rows, INDEX_DTYPE), allow_pickle=False)
         to_disk(path)

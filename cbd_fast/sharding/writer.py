@@ -7,6 +7,7 @@ each shard is then made on its own, so any number of workers, and any interrupti
 import json
 import os
 import shutil
+import sqlite3
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -110,7 +111,7 @@ def write_dataset(
     try:
         with resumable_folder(out) as folder:
             return _write(source, out, folder, wanted, num_workers, progress)
-    except OSError as error:
+    except (OSError, sqlite3.Error) as error:
         raise RunError(
             f"{out}: the shards could not be written ({error}); the same command goes on from there"
         ) from error
@@ -177,7 +178,7 @@ def begin_work(work: Path, everything: Path, recipe: Recipe, progress: Progress)
     others = [path for path in everything.rglob("*") if path.is_file() and path.name != LISTING_NAME]
     for path in others:
         path.unlink()
-    if others:
+    if any(path.name != SKIPPED_NAME for path in others):
         progress.note("what was half-made there is of other pictures or settings: starting anew")
     write_whole(work / RECIPE_NAME, recipe.model_dump_json())
 
@@ -188,12 +189,15 @@ def run_shards(
     """Makes the shards that are not finished."""
     finished: dict[str, ShardReport] = {}
     for shard in shards:
-        if report := read_report(surroundings.work, shard):
-            if any(skip.unreadable for skip in report.skipped):
-                # what could not be read last time may be there now, as if nothing had ever happened
-                report_path(surroundings.work, shard).unlink()
-            else:
-                finished[shard.name] = report
+        if (report := read_report(surroundings.work, shard)) is None:
+            continue
+        path = surroundings.folder / shard.file
+        is_there = path.is_file() and path.stat().st_size == report.record.num_bytes
+        # what could not be read last time may be there now, as if nothing had ever happened
+        if is_there and not any(skip.unreadable for skip in report.skipped):
+            finished[shard.name] = report
+        else:
+            report_path(surroundings.work, shard).unlink()
     total = sum(len(shard.places) for shard in shards)
     done = sum(len(shard.places) for shard in shards if shard.name in finished)
     progress.start(total)
