@@ -56,14 +56,18 @@ def resumable_folder(path: Path) -> Iterator[Path]:
     """Yields the folder beside ``path`` that becomes ``path`` when the block ends without an error.
 
     Like ``whole_folder``, but what an interrupted attempt left is still in it, and after an error it stays for the
-    next attempt, except after ``InputError``: then nothing is left. Nobody else can have the folder at the same time.
+    next attempt, except after ``InputError`` at the first. Nobody else can have the folder at the same time.
     """
     path = path.resolve()
     missing_parents = [parent for parent in path.parents if not parent.exists()]
-    with locked_folder(path.with_name(path.name + PARTIAL_SUFFIX)) as temporary:
+    partial = path.with_name(path.name + PARTIAL_SUFFIX)
+    is_first = not partial.exists()
+    with locked_folder(partial) as temporary:
         try:
             yield temporary
         except InputError:
+            if not is_first:
+                raise
             shutil.rmtree(temporary, ignore_errors=True)
             for parent in missing_parents:
                 with suppress(OSError):  # somebody else may have put something there by now

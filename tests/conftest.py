@@ -11,7 +11,8 @@ from sklearn.datasets import load_sample_images
 
 from cbd_fast.sharding.packed_sources import digits_source
 from cbd_fast.sharding.sources import folder_source
-from cbd_fast.sharding.writer import Wanted, write_dataset
+from cbd_fast.sharding.wanted import Wanted
+from cbd_fast.sharding.writer import write_dataset
 
 
 def pytest_collection_modifyitems(items):

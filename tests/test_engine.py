@@ -214,7 +214,8 @@ if __name__ == "__main__":
     import tempfile
 
     from cbd_fast.sharding.packed_sources import digits_source
-    from cbd_fast.sharding.writer import Wanted, write_dataset
+    from cbd_fast.sharding.wanted import Wanted
+    from cbd_fast.sharding.writer import write_dataset
 
     stages.build_model = small_model
     with tempfile.TemporaryDirectory() as folder:

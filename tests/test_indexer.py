@@ -6,13 +6,15 @@ import pytest
 import webdataset
 
 from cbd_fast import Loader
-from cbd_fast.errors import InputError
+from cbd_fast.errors import InputError, RunError
+from cbd_fast.sharding import indexer
 from cbd_fast.sharding.indexer import index_dataset
 from cbd_fast.sharding.manifest import read_manifest
-from cbd_fast.sharding.packed_sources import TarLayout, webdataset_source
 from cbd_fast.sharding.shard_set import ShardSet
+from cbd_fast.sharding.tars import TarLayout, webdataset_source
 from cbd_fast.sharding.verify import verify_split
-from cbd_fast.sharding.writer import Wanted, write_dataset
+from cbd_fast.sharding.wanted import Progress, Wanted
+from cbd_fast.sharding.writer import write_dataset
 
 from .conftest import cut, encoded
 
@@ -120,3 +122,36 @@ def test_somebody_elses_list_is_not_overwritten(foreign):
     with pytest.raises(InputError, match="is somebody else's"):
         index(foreign)
     assert (foreign / "skipped.csv").read_text() == "mine"
+
+
+def test_a_published_set_must_be_whole_in_place_too(foreign):
+    bad = Wanted(max_bad_share=0.5, is_whole=True, preset=None)
+    with webdataset.ShardWriter(f"{foreign}/train-x%d.tar", verbose=0) as writer:
+        writer.write({"__key__": "bad", "txt": "cat", "jpg": b"no picture"})
+    with pytest.raises(RunError, match="1 pictures cannot be used"):
+        index(foreign, bad)
+    assert not (foreign / "dataset.json").exists()
+    assert index(foreign, Wanted(max_bad_share=0.5)).manifest.num_skipped == 1  # goes on from what was checked
+
+
+def test_a_second_command_does_not_disturb_the_first(foreign):
+    class Second(Progress):
+        def start(self, num_pictures):
+            with pytest.raises(InputError, match="another command is writing there"):
+                index(foreign)
+
+    source = webdataset_source(foreign, TarLayout())
+    written = index_dataset(source, foreign, Wanted(), num_workers=1, progress=Second())
+    assert written.manifest.splits["train"].num_pictures == 18
+
+
+def test_a_command_killed_at_its_end_goes_on(foreign, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(indexer, "check_is_whole", killed)
+        with pytest.raises(KeyboardInterrupt):
+            index(foreign)
+    assert (foreign / "skipped.csv").exists()
+    assert index(foreign).manifest.splits["train"].num_pictures == 18

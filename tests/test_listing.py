@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cbd_fast.errors import InputError
-from cbd_fast.sharding.listing import Listing, SourcePicture, plan_shards, read_listing
+from cbd_fast.sharding.listing import Listing, plan_shards, read_listing
 from cbd_fast.sharding.long_tail import LongTail
+from cbd_fast.sharding.source_picture import SourcePicture
 
 
 def picture(name, label=0, split="train", **fields):

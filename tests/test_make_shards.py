@@ -17,6 +17,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import webdataset
 from nvidia.dali import fn, types
@@ -327,12 +328,26 @@ def test_bad_files_are_listed_with_their_reasons(with_bad_files, tmp_path):
     assert f"{len(reasons)} pictures left out" in done.stdout
 
 
+def test_a_bad_picture_with_an_odd_name_is_listed(pieces, tmp_path):
+    name = os.fsdecode(b"b\xff\xe9\nd.jpg")
+    write(tmp_path / "in" / "a" / "good.jpg", pieces[0])
+    write(tmp_path / "in" / "a" / name, b"junk")
+    command = ["folder", "--train", tmp_path / "in", "--max-bad", "0.5", "--out", tmp_path / "out"]
+    for _ in range(2):  # written, and found there
+        done = make_shards(*command)
+        assert done.returncode == 0, done.stderr
+        assert r"train/a/b\udcff\udce9\nd.jpg: not a picture" in done.stdout
+    assert os.fsencode(name) in (tmp_path / "out" / "skipped.csv").read_bytes()
+
+
 def test_too_many_bad_files_end_with_1(with_bad_files, tmp_path):
     command = ["folder", "--train", with_bad_files, "--out", tmp_path / "out"]
     for options, allowed in (([], 0), (["--max-bad", "0.2"], 2), (["--strict"], 0)):
         done = make_shards(*command, *options)
         assert done.returncode == 1
         assert f"{allowed + 1} pictures cannot be used, and {allowed} are allowed" in done.stderr
+        listed = Path(re.search(r"all that were found so far are in (\S+)", done.stderr)[1]).read_text()
+        assert len(listed.splitlines()) == 1 + allowed + 1 + listed.count("\n\n")
         assert not (tmp_path / "out").exists()
 
 
@@ -444,6 +459,36 @@ def test_a_full_disk_ends_with_1_and_the_command_goes_on(many_pictures, tmp_path
     assert make_shards(*command).returncode == 0
 
 
+def test_a_worker_that_dies_is_an_error_that_names_its_picture(many_pictures, tmp_path):
+    command = [
+        "folder",
+        "--train",
+        many_pictures,
+        "--max-bad",
+        "0.1",
+        "--shard-pictures",
+        "4",
+        "--out",
+        tmp_path / "out",
+    ]
+    process = subprocess.Popen(
+        command_of("make_shards", *command),
+        cwd=REPOSITORY,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    half = tmp_path / f"out{PARTIAL_SUFFIX}"
+    while not list(half.glob("*.tar")):
+        assert process.poll() is None
+        time.sleep(0.001)
+    psutil.Process(process.pid).children()[0].kill()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert re.search(r"a worker was killed by signal 9 at '[abcd]/\d+\.jpg' of train, or just after it", errors)
+    assert make_shards(*command).returncode == 0
+
+
 def test_a_lost_folder_of_pictures_is_not_a_thousand_bad_ones(many_pictures, tmp_path):
     moved = tmp_path / "moved"
     away = tmp_path / "pictures"
@@ -462,6 +507,7 @@ def test_a_lost_folder_of_pictures_is_not_a_thousand_bad_ones(many_pictures, tmp
     half = tmp_path / f"out{PARTIAL_SUFFIX}"
     deadline = time.monotonic() + 60
     while not list(half.glob("*.tar")):
+        assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.001)
     away.rename(moved)
@@ -525,5 +571,6 @@ def test_bad_arguments_end_with_2(tmp_path):
         ["digits", *out, "--max-bad", "2"],
         ["folder", "--train", tmp_path, *out, "--imbalance", "0.5"],
         ["tiny-imagenet", tmp_path, *out, "--preset", "places-lt"],
+        ["cifar100", tmp_path, *out, "--preset", "cifar100-lt", "--imbalance-kind", "step"],
     ):
         assert make_shards(*arguments).returncode == 2

@@ -214,3 +214,21 @@ def test_harmless_warnings_are_no_reason(photos):
     trailing = data[:-2] + b"\x00\x00\x00" + data[-2:]  # bytes that do not belong, before the end
     assert check_picture(trailing).data == trailing
     assert check_picture(data + b"something behind the end").extension == "jpg"
+
+
+def test_what_is_cut_off_and_closed_again_is_found(photos):
+    data = encoded(photos[0])
+    with pytest.raises(ValueError, match="cut off: its data ends before its pixels do"):
+        check_picture(data[: len(data) // 3] + b"\xff\xd9")
+
+
+def test_pixels_of_unknown_range_are_refused():
+    with pytest.raises(ValueError, match="floating-point pixels"):
+        check_picture(encoded(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8), "tiff"))
+
+
+@pytest.mark.parametrize("exif", [b"", b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x00\x00\x00\x00\x00"])
+def test_lossless_webp_stays_lossless(photos, exif):
+    data = encoded(photos[0], "webp", lossless=True, exif=exif)  # with metadata the file has another form
+    assert check_picture(data, PictureRules(short_side=100)).extension == "png"
+    assert check_picture(encoded(photos[0], "webp"), PictureRules(short_side=100)).extension == "jpg"

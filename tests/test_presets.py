@@ -4,9 +4,10 @@ import pytest
 
 from cbd_fast.errors import InputError
 from cbd_fast.sharding import presets
-from cbd_fast.sharding.listing import Listing, SourcePicture
+from cbd_fast.sharding.listing import Listing
 from cbd_fast.sharding.long_tail import LongTail, exponential_counts
 from cbd_fast.sharding.presets import PRESETS, Preset, check_preset, find_preset
+from cbd_fast.sharding.source_picture import SourcePicture
 
 SMALL = Preset(
     sources=("folder",),
@@ -45,12 +46,13 @@ def check(tmp_path, monkeypatch, counts, splits=("test", "test"), **options):
             ),
             [str(label) for label in range(len(counts))],
         )
-        check_preset("small", listing, **options)
+        return check_preset("small", listing, **options)
 
 
 def test_what_is_published_passes(tmp_path, monkeypatch):
-    check(tmp_path, monkeypatch, [4, 1])
-    check(tmp_path, monkeypatch, [1, 4], splits=())  # a split may be left out
+    assert check(tmp_path, monkeypatch, [4, 1]) == []
+    notes = check(tmp_path, monkeypatch, [1, 4], splits=())  # a split may be left out
+    assert notes == ["test: not given; small is published with 2 pictures"]
     check(tmp_path, monkeypatch, [4, 1], splits=("val",), num_val_per_class=1)  # made here, not published
 
 

@@ -112,7 +112,7 @@ def test_classes_of_a_list(tmp_path):
         list_source(tmp_path, {"train": path}, names)
 
 
-@pytest.mark.parametrize("line", ["a.jpg", "a.jpg cat", "a.jpg -1", " 3"])
+@pytest.mark.parametrize("line", ["a.jpg", "a.jpg cat", "a.jpg -1", " 3", "a\0b.jpg 1", "a.jpg 99999999999"])
 def test_bad_lines_of_a_list_are_named(tmp_path, line):
     (tmp_path / "train.txt").write_text(f"ok.jpg 0\n{line}\n")
     with pytest.raises(InputError, match=r"train\.txt: line 2: "):
@@ -127,6 +127,33 @@ def test_a_label_that_only_the_test_list_has_is_refused(tmp_path):
         list(source.pictures())
     with pytest.raises(InputError, match="No such file"):
         list_source(tmp_path, {"train": tmp_path / "none.txt"})
+
+
+def test_one_file_has_one_name(tmp_path):
+    path = tmp_path / "train.txt"
+    path.write_text(f"./a//x.jpg 0\nb/../a/y.jpg 0\n{tmp_path}/a/z.jpg 0\n")
+    names = [name for _, name, _ in listed(list_source(tmp_path, {"train": path}))]
+    assert names == ["a/x.jpg", "a/y.jpg", "a/z.jpg"]
+
+
+def test_an_empty_list_is_refused(tmp_path):
+    (tmp_path / "train.txt").write_text("\n")
+    with pytest.raises(InputError, match="lists no pictures"):
+        list_source(tmp_path, {"train": tmp_path / "train.txt"})
+
+
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_empty(tmp_path, monkeypatch):
+    touch(tmp_path / "a" / "sub" / "1.jpg", tmp_path / "a" / "2.jpg")
+    scandir = os.scandir
+
+    def forbidden(path):  # root may read everything, so the system's refusal is played
+        if str(path).endswith("sub"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", forbidden)
+    with pytest.raises(InputError, match=r"sub: cannot be listed \(Permission denied\)"):
+        listed(folder_source({"train": tmp_path}))
 
 
 def annotations(pictures, species, change=None):
@@ -171,6 +198,7 @@ def test_species_of_equal_names_are_told_apart(tmp_path):
         ({"images": []}, "is the file whole"),
         ({"annotations": [{"image_id": 1, "category_id": 5}]}, "unknown category 5"),
         ({"annotations": 2 * [{"image_id": 1, "category_id": 0}]}, "several annotations"),
+        ({"annotations": [{"image_id": 2**70, "category_id": 0}]}, "more than 64 bits"),
     ],
 )
 def test_bad_annotations_are_named(tmp_path, change, message):

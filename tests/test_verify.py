@@ -113,7 +113,7 @@ def test_a_cut_off_tar_is_repaired_as_far_as_it_goes(shards):
 def test_what_no_quarantine_repairs(shards):
     (shards / "train-000000.tar").unlink()
     found = verify(shards, is_full=False)
-    assert "missing; bring it back" in found.lasting_problems[0]
+    assert "No such file or directory; bring it back" in found.lasting_problems[0]
     data = bytearray((shards / "test.index.npy").read_bytes())
     data[-1] ^= 1
     (shards / "test.index.npy").write_bytes(data)
@@ -131,12 +131,16 @@ def test_places_and_labels_are_compared_with_the_tar(shards):
         old = int(file.read(1))
         file.seek(label.offset_data)
         file.write(b"%d" % ((old + 1) % 3))
-    (problem,) = verify(shards, is_full=False).problems
-    assert f"has label {(old + 1) % 3}, but {old} in the index" in problem
+    for is_full in (False, True):
+        (problem,) = verify(shards, is_full=is_full).lasting_problems
+        assert f"has label {(old + 1) % 3}, but {old} in the index" in problem
+    # no picture is bad, so nothing is to be marked, and the damage is not taken for how it should be
+    before = read_manifest(shards)
+    assert quarantine(shards, {"train": verify(shards)}) == before
     with open(tar, "r+b") as file:
         file.seek(int(index["offset"][0]) - 512)
         file.write(bytes(512))
-    assert verify(shards, is_full=False).problems
+    assert verify(shards, is_full=False).lasting_problems
 
 
 def test_a_manifest_of_another_number_is_refused(shards):

@@ -2,6 +2,7 @@ import csv
 import filecmp
 import json
 import os
+import shutil
 import tarfile
 import zlib
 
@@ -19,7 +20,8 @@ from cbd_fast.sharding.manifest import read_manifest
 from cbd_fast.sharding.packed_sources import digits_source
 from cbd_fast.sharding.pictures import PictureRules
 from cbd_fast.sharding.sources import folder_source
-from cbd_fast.sharding.writer import Progress, ShardSize, Wanted, write_dataset
+from cbd_fast.sharding.wanted import Progress, ShardSize, Wanted
+from cbd_fast.sharding.writer import write_dataset
 
 from .conftest import encoded
 
@@ -131,15 +133,15 @@ def test_bad_pictures_are_left_out_and_listed(photos, tmp_path):
     assert written.manifest.splits["train"].class_counts == [1]
 
 
-def test_a_class_without_decodable_pictures_is_refused_and_nothing_written(photos, tmp_path):
+def test_a_class_without_decodable_pictures_is_an_error_and_listed(photos, tmp_path):
     for name, data in (("a", encoded(photos[0])), ("b", b"not a picture")):
         (tmp_path / "in" / name).mkdir(parents=True)
         (tmp_path / "in" / name / "1.jpg").write_bytes(data)
-    with pytest.raises(InputError, match="none of the training pictures of 1 classes can be decoded, such as 'b'"):
-        write_dataset(
-            folder_source({"train": tmp_path / "in"}), tmp_path / "out", Wanted(max_bad_share=1), num_workers=2
-        )
-    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+    source = folder_source({"train": tmp_path / "in"})
+    with pytest.raises(RunError, match="none of the training pictures of 1 classes can be decoded, such as 'b'"):
+        write_dataset(source, tmp_path / "out", Wanted(max_bad_share=1), num_workers=2)
+    assert not (tmp_path / "out").exists()
+    assert "b/1.jpg" in (tmp_path / f"out{PARTIAL_SUFFIX}" / "skipped.csv").read_text()
 
 
 def test_a_second_run_finds_the_first(picture_folder, tmp_path):
@@ -175,17 +177,35 @@ def test_an_unwritable_place_is_said(picture_folder, tmp_path):
         write(picture_folder, tmp_path / "file" / "out")
 
 
-def test_an_interrupted_command_goes_on(picture_folder, tmp_path):
-    options = {"size": ShardSize(num_pictures=4), "num_workers": 1}
-    write(picture_folder, tmp_path / "whole", **options)
-    half = tmp_path / f"half{PARTIAL_SUFFIX}"
-    write(picture_folder, tmp_path / "half", **options)  # then taken apart to what a kill leaves behind
-    (tmp_path / "half").rename(half)
-    (half / "dataset.json").unlink()
-    notes = Notes()
-    write(picture_folder, tmp_path / "half", progress=notes, **options)  # its work folder is gone: nothing is trusted
-    assert "starting anew" in notes.notes[-1]
-    assert_same_files(tmp_path / "whole", tmp_path / "half")
+class Killed(Progress):
+    """Ends the command, as Ctrl-C does, when some pictures are done."""
+
+    def update(self, num_pictures):
+        if num_pictures >= 10:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_command_is_not_mixed_up_with_another(picture_folder, tmp_path):
+    root, options = tmp_path / "in", {"size": ShardSize(num_pictures=2), "num_workers": 1}
+    shutil.copytree(picture_folder, root)
+    write(root, tmp_path / "whole", **options)
+    with pytest.raises(KeyboardInterrupt):
+        write(root, tmp_path / "out", progress=Killed(), **options)
+    half = tmp_path / f"out{PARTIAL_SUFFIX}"
+    assert list(half.glob("*.tar"))
+    before = sorted(half.rglob("*"))
+    with pytest.raises(InputError, match=r"half-made shards of something else \(seed 0 there, 1 asked for\)"):
+        write(root, tmp_path / "out", seed=1, **options)
+    changed = root / "train" / "ant" / "0.jpg"
+    status, content = changed.stat(), changed.read_bytes()
+    changed.write_bytes(content[:-10] + bytes(8) + content[-2:])  # of the same size
+    with pytest.raises(InputError, match="the files have changed since"):
+        write(root, tmp_path / "out", **options)
+    assert sorted(half.rglob("*")) == before  # nothing that was done is lost
+    changed.write_bytes(content)
+    os.utime(changed, ns=(status.st_atime_ns, status.st_mtime_ns))
+    write(root, tmp_path / "out", **options)
+    assert_same_files(tmp_path / "whole", tmp_path / "out")
 
 
 def test_nothing_is_done_twice_after_an_error(picture_folder, tmp_path):
@@ -196,15 +216,18 @@ def test_nothing_is_done_twice_after_an_error(picture_folder, tmp_path):
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(path.read_bytes())
     bad = root / "test" / "cat" / "1.png"  # the test split comes last
-    content = bad.read_bytes()
-    bad.write_bytes(bytes(len(content)))
+    bad.write_bytes(bytes(len(bad.read_bytes())))
     with pytest.raises(RunError, match=r"1 pictures cannot be used, and 0 are allowed.*test/cat/1\.png: not a picture"):
         write(root, tmp_path / "out", max_bad_share=0, **options)
     assert not (tmp_path / "out").exists()
+    listed = tmp_path / f"out{PARTIAL_SUFFIX}" / ".cbd_fast-work" / "skipped.csv"
+    assert "test,2,cat/1.png,not a picture, or of an unknown format" in listed.read_text().replace('"', "")
     notes = Notes()
     written = write(root, tmp_path / "out", max_bad_share=1, progress=notes, **options)
     assert notes.updates[0] == 19  # the five shards of train were there
     assert written.manifest.num_skipped == 1
+    with pytest.raises(RunError, match="was made without 1 pictures that cannot be used, and 0 are allowed"):
+        write(root, tmp_path / "out", max_bad_share=0, **options)
     write(root, tmp_path / "other", max_bad_share=1, **options)
     assert_same_files(tmp_path / "out", tmp_path / "other")
 
@@ -228,6 +251,11 @@ def test_what_could_not_be_read_is_tried_again(picture_folder, tmp_path):
     (tmp_path / "away").rename(tmp_path / "link")
     written = write_dataset(source, tmp_path / "whole", Wanted(is_whole=True), num_workers=1)
     assert written.manifest.splits["train"].num_pictures == 3
+
+
+def test_shards_inside_the_pictures_are_refused(picture_folder):
+    with pytest.raises(InputError, match="whose pictures are taken; choose an --out outside"):
+        write(picture_folder, picture_folder / "train" / "shards")
 
 
 def test_two_commands_do_not_write_the_same_folder(picture_folder, tmp_path):

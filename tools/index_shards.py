@@ -20,7 +20,7 @@ from cbd_fast.sharding.command_line import (
     wanted_from,
 )
 from cbd_fast.sharding.indexer import index_dataset
-from cbd_fast.sharding.packed_sources import webdataset_source
+from cbd_fast.sharding.tars import webdataset_source
 from cbd_fast.sharding.writer import write_dataset
 
 ONLY_WITH_OUT = ("imbalance", "val_per_class", "short_side", "max_side", "quality")

@@ -23,9 +23,10 @@ from cbd_fast.sharding.command_line import (
     wanted_from,
 )
 from cbd_fast.sharding.inaturalist import inaturalist_source
-from cbd_fast.sharding.listing import SPLITS
-from cbd_fast.sharding.packed_sources import cifar_source, digits_source, webdataset_source
+from cbd_fast.sharding.packed_sources import cifar_source, digits_source
+from cbd_fast.sharding.source_picture import SPLITS
 from cbd_fast.sharding.sources import Source, folder_source, list_source, tiny_imagenet_source
+from cbd_fast.sharding.tars import webdataset_source
 from cbd_fast.sharding.writer import write_dataset
 
 

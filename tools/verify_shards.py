@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cbd_fast.dashboard import make_console
 from cbd_fast.errors import RunError, run_command
+from cbd_fast.sharding.command_line import positive_int
 from cbd_fast.sharding.manifest import read_manifest
 from cbd_fast.sharding.verify import SplitFindings, quarantine, verify_split
 
@@ -44,7 +45,10 @@ def main() -> None:
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
     num_bad = sum(len(found.bad) for found in findings.values())
     if arguments.quarantine:
-        manifest = quarantine(arguments.folder, findings)
+        try:
+            manifest = quarantine(arguments.folder, findings)
+        except OSError as error:
+            raise RunError(f"{arguments.folder}: cannot be written ({error}); nothing was marked") from error
         marked = {split: record.num_quarantined for split, record in manifest.splits.items()}
         console.print(f"quarantined: {', '.join(f'{split} {number:,}' for split, number in marked.items())}")
         if missing := [problem for found in findings.values() for problem in found.lasting_problems]:
@@ -59,7 +63,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("folder", type=Path, metavar="DIR", help="a folder of shards")
     parser.add_argument("--full", action="store_true", help="sha256 of shards; crc32 and decoding of every picture")
     parser.add_argument("--quarantine", action="store_true", help="mark bad pictures in the index (implies --full)")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="threads")
+    parser.add_argument(
+        "--workers", type=positive_int, default=len(os.sched_getaffinity(0)), metavar="N", help="threads"
+    )
     return parser.parse_args()
 
 

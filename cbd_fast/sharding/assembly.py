@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cbd_fast.errors import InputError
+from cbd_fast.errors import RunError
 from cbd_fast.files import to_disk
 from cbd_fast.sharding.index import file_crc32, write_index
+from cbd_fast.sharding.jobs import Shard, Skipped, finished_report, rows_path
 from cbd_fast.sharding.manifest import Manifest, Recipe, SplitRecord
-from cbd_fast.sharding.shard_writer import Shard, Skipped, Surroundings, finished_report, rows_path
 
 SKIPPED_NAME = "skipped.csv"
 SKIPPED_COLUMNS = ("split", "label", "name", "reason")
@@ -39,11 +39,16 @@ class WrittenDataset:
 
 
 def assemble(
-    surroundings: Surroundings, shards: list[Shard], classes: list[str], recipe: Recipe, notes: list[str]
+    folder: Path, work: Path, shards: list[Shard], classes: list[str], recipe: Recipe, notes: list[str]
 ) -> WrittenDataset:
-    """Puts index and list of skipped pictures together out of finished shards; the manifest is not yet written."""
-    folder, work = surroundings.folder, surroundings.work
+    """Puts index and list of skipped pictures together out of finished shards; the manifest is not yet written.
+
+    Raises:
+        RunError: a split, or a class of the training split, has no picture that can be used.
+    """
     reports = {shard.name: finished_report(work, shard) for shard in shards}
+    skipped = [skip for report in reports.values() for skip in report.skipped]
+    write_skipped(folder / SKIPPED_NAME, skipped)
     splits: dict[str, SplitRecord] = {}
     for split in dict.fromkeys(shard.split for shard in shards):
         parts = [shard for shard in shards if shard.split == split]
@@ -57,8 +62,6 @@ def assemble(
             index_crc32=file_crc32(path),
             shards=[reports[shard.name].record for shard in parts],
         )
-    skipped = [skip for report in reports.values() for skip in report.skipped]
-    write_skipped(folder / SKIPPED_NAME, skipped)
     return WrittenDataset(
         manifest=Manifest(classes=classes, splits=splits, recipe=recipe, num_skipped=len(skipped), notes=notes),
         skipped=skipped,
@@ -80,15 +83,15 @@ def write_skipped(path: Path, skipped: Iterable[Skipped]) -> None:
 def read_skipped(path: Path) -> list[Skipped]:
     """Reads what ``write_skipped`` wrote."""
     with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-        return [Skipped.model_validate(row) for row in csv.DictReader(file)]
+        return [Skipped(**row | {"label": int(row["label"])}) for row in csv.DictReader(file)]  # type: ignore[arg-type]
 
 
 def _check_classes(split: str, counts: np.ndarray, classes: list[str], skipped: list[Skipped]) -> None:
     if not counts.any():
-        raise InputError(f"none of the pictures of {split} can be decoded ({skipped[0].reason})")
+        raise RunError(f"none of the pictures of {split} can be decoded ({skipped[0].reason})")
     if split == "train" and (lost := [label for label, count in enumerate(counts) if not count]):
         reason = next(skip.reason for skip in skipped if skip.label in lost)
-        raise InputError(
+        raise RunError(
             f"none of the training pictures of {len(lost)} classes can be decoded, such as {classes[lost[0]]!r} "
             f"({reason}); mend them or remove the classes"
         )

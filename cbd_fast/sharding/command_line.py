@@ -16,14 +16,13 @@ from rich.table import Table
 from rich.text import Text
 
 from cbd_fast.sharding.assembly import SKIPPED_NAME, WrittenDataset
-from cbd_fast.sharding.listing import SPLITS
 from cbd_fast.sharding.long_tail import KINDS, LongTail
 from cbd_fast.sharding.manifest import frequency_groups
-from cbd_fast.sharding.packed_sources import TarLayout
 from cbd_fast.sharding.pictures import DEFAULT_MAX_PIXELS, DEFAULT_QUALITY, VERIFICATIONS, PictureRules
 from cbd_fast.sharding.presets import PRESETS, find_preset
-from cbd_fast.sharding.shard_writer import printable
-from cbd_fast.sharding.writer import Progress, ShardSize, Wanted
+from cbd_fast.sharding.source_picture import SPLITS
+from cbd_fast.sharding.tars import TarLayout
+from cbd_fast.sharding.wanted import Progress, ShardSize, Wanted
 
 NUM_SKIPPED_SHOWN = 10
 DEFAULT_MAX_BAD_SHARE = 0.01
@@ -33,7 +32,7 @@ def add_checking_options(parser: argparse.ArgumentParser) -> None:
     """How pictures are checked, and by how many workers."""
     group = parser.add_argument_group("checking")
     group.add_argument(
-        "--workers", type=_positive_int, default=len(os.sched_getaffinity(0)), metavar="N", help="default: one per core"
+        "--workers", type=positive_int, default=len(os.sched_getaffinity(0)), metavar="N", help="default: one per core"
     )
     group.add_argument(
         "--verify",
@@ -43,7 +42,7 @@ def add_checking_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--max-pixels",
-        type=_positive_int,
+        type=positive_int,
         default=DEFAULT_MAX_PIXELS,
         metavar="N",
         help=f"leave out pictures of more pixels without decoding them (default {DEFAULT_MAX_PIXELS:,})",
@@ -63,10 +62,10 @@ def add_writing_options(parser: argparse.ArgumentParser, is_out_required: bool =
     group.add_argument("--out", type=Path, required=is_out_required, metavar="DIR", help="the folder to write")
     group.add_argument("--seed", type=int, default=0, help="chooses and shuffles the pictures (default 0)")
     group.add_argument("--shard-megabytes", type=_positive_float, default=100.0, metavar="MB", help="default 100")
-    group.add_argument("--shard-pictures", type=_positive_int, default=5000, metavar="N", help="default 5000")
+    group.add_argument("--shard-pictures", type=positive_int, default=5000, metavar="N", help="default 5000")
     group = parser.add_argument_group("smaller pictures (by default the original bytes go in)")
-    group.add_argument("--short-side", type=_positive_int, metavar="N", help="shrink to this many pixels")
-    group.add_argument("--max-side", type=_positive_int, metavar="N", help="shrink to at most this many pixels")
+    group.add_argument("--short-side", type=positive_int, metavar="N", help="shrink to this many pixels")
+    group.add_argument("--max-side", type=positive_int, metavar="N", help="shrink to at most this many pixels")
     group.add_argument(
         "--quality",
         type=_quality,
@@ -88,12 +87,11 @@ def add_choosing_options(parser: argparse.ArgumentParser, source: str) -> None:
     group.add_argument(
         "--imbalance-kind",
         choices=KINDS,
-        default="exp",
-        help="exp as above; step: F times fewer in half of the classes",
+        help="exp (default): as above; step: F times fewer in half of the classes",
     )
     group.add_argument(
         "--val-per-class",
-        type=_positive_int,
+        type=positive_int,
         metavar="N",
         help="make a validation split of pictures that the long tail leaves out",
     )
@@ -110,6 +108,9 @@ def add_layout_options(parser: argparse.ArgumentParser) -> None:
             metavar="PATTERN",
             help="tars of this split, such as 'train-*.tar' (default: by the word in their path)",
         )
+    parser.add_argument(
+        "--picture", metavar="EXT", help="extension of the picture, such as 'image.jpg', where a sample has several"
+    )
     parser.add_argument("--label-key", metavar="KEY", help="of the label in .json (default: the label is .cls or .txt)")
     parser.add_argument("--classes", type=Path, metavar="FILE", help="names of the classes, one per line")
 
@@ -117,13 +118,18 @@ def add_layout_options(parser: argparse.ArgumentParser) -> None:
 def layout_from(arguments: argparse.Namespace) -> TarLayout:
     """What ``add_layout_options`` asked for."""
     globs = {split: pattern for split in SPLITS if (pattern := getattr(arguments, split))}
-    return TarLayout(globs=globs, label_key=arguments.label_key, classes_file=arguments.classes)
+    return TarLayout(
+        globs=globs, picture=arguments.picture, label_key=arguments.label_key, classes_file=arguments.classes
+    )
 
 
 def wanted_from(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> Wanted:
     """What the options ask for; options that contradict each other end the program with exit code 2."""
     imbalance, preset = getattr(arguments, "imbalance", None), getattr(arguments, "preset", None)
-    tail = LongTail(imbalance=imbalance, kind=arguments.imbalance_kind) if imbalance else None
+    kind = getattr(arguments, "imbalance_kind", None)
+    if kind and not imbalance:
+        parser.error("--imbalance-kind says how a long tail falls: it needs --imbalance")
+    tail = LongTail(imbalance=imbalance, kind=kind or "exp") if imbalance else None
     if preset:
         _, tail = find_preset(preset, arguments.source, tail)
     if num_val := getattr(arguments, "val_per_class", None) or 0:
@@ -215,11 +221,12 @@ def report(written: WrittenDataset, out: Path, console: Console) -> None:
     if written.skipped:
         lines.append(f"{len(written.skipped):,} pictures left out, all in {out / SKIPPED_NAME}; the first:")
         first = written.skipped[:NUM_SKIPPED_SHOWN]
-        lines += [f"  {skip.split}/{printable(skip.name)}: {skip.reason}" for skip in first]
+        lines += [f"  {skip}" for skip in first]
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
-def _positive_int(text: str) -> int:
+def positive_int(text: str) -> int:
+    """A whole number of at least 1."""
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
     return number

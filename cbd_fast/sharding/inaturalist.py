@@ -8,9 +8,9 @@ import ijson
 import numpy as np
 
 from cbd_fast.errors import InputError
-from cbd_fast.sharding.listing import SourcePicture
 from cbd_fast.sharding.pictures import first_line
-from cbd_fast.sharding.sources import Source, check_folder, file_picture
+from cbd_fast.sharding.source_picture import SourcePicture
+from cbd_fast.sharding.sources import Source, check_folder, file_picture, plain_name
 
 
 def inaturalist_source(images: Path, annotations: dict[str, Path]) -> Source:
@@ -44,7 +44,7 @@ def inaturalist_source(images: Path, annotations: dict[str, Path]) -> Source:
                         + ("no annotation" if category is None else f"the unknown category {category}")
                     )
                 num_found += 1
-                yield file_picture(split, images, image["file_name"], label_of[category])
+                yield file_picture(split, images, plain_name(image["file_name"], images), label_of[category])
             if num_found != len(category_of):
                 raise InputError(
                     f"{path}: {len(category_of)} annotated images, but 'images' has {num_found}; is the file whole?"
@@ -95,7 +95,10 @@ def _categories_by_image(path: Path) -> _Categories:
         for annotation in _json_items(path, "annotations.item", image_id=int, category_id=int)
         for key in ("image_id", "category_id")
     )
-    pairs = np.fromiter(numbers, np.int64).reshape(-1, 2)
+    try:
+        pairs = np.fromiter(numbers, np.int64).reshape(-1, 2)
+    except OverflowError as error:
+        raise InputError(f"{path}: 'annotations' has ids of more than 64 bits") from error
     if not len(pairs):
         raise InputError(f"{path}: has no 'annotations'; those of the competition's test pictures were not published")
     if len(np.unique(pairs[:, 0])) < len(pairs):

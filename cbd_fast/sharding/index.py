@@ -4,6 +4,7 @@ The file is a plain NumPy array (``.npy``) of ``INDEX_DTYPE``, sorted by label a
 a few pages whatever its size, and any picture of any class is one row away.
 """
 
+import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -100,6 +101,8 @@ def write_index(path: Path, parts: Sequence[Path], num_classes: int) -> np.ndarr
         np.save(path, np.empty(0, INDEX_DTYPE), allow_pickle=False)
         return counts
     index = np.lib.format.open_memmap(path, "w+", INDEX_DTYPE, (int(counts.sum()),))
+    with open(path, "r+b") as file:  # a disk that fills up is an error here; through the map it would end the process
+        os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
     next_row = np.cumsum(counts) - counts
     for part in parts:
         rows = np.load(part, allow_pickle=False)

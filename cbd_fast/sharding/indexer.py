@@ -9,11 +9,12 @@ from pathlib import Path
 from cbd_fast.errors import InputError, RunError
 from cbd_fast.files import locked_folder, write_whole
 from cbd_fast.sharding.assembly import SKIPPED_NAME, WrittenDataset, assemble
+from cbd_fast.sharding.jobs import WORK_FOLDER, Shard
 from cbd_fast.sharding.listing import Listing
 from cbd_fast.sharding.manifest import MANIFEST_NAME, read_manifest
-from cbd_fast.sharding.shard_writer import WORK_FOLDER, Shard, Surroundings
 from cbd_fast.sharding.sources import Source
-from cbd_fast.sharding.writer import LISTING_NAME, Progress, Wanted, begin_work, devices, list_pictures, run_shards
+from cbd_fast.sharding.wanted import Progress, Wanted
+from cbd_fast.sharding.writer import LISTING_NAME, RECIPE_NAME, begin_work, check_is_whole, list_pictures, run_shards
 
 IN_PLACE = "webdataset in place"
 
@@ -38,29 +39,38 @@ def index_dataset(
     _check_place(folder)
     try:
         with locked_folder(folder / WORK_FOLDER) as work:
-            progress.note("listing the pictures")
-            with closing(Listing(work / LISTING_NAME)) as listing:
-                recipe, notes = list_pictures(source, listing, wanted)
-                recipe = recipe.model_copy(update={"source": IN_PLACE})
-                listing.order_by_place()
-                shards, classes = _plan(folder, listing), listing.classes
-            begin_work(work, work, recipe, progress)
-            surroundings = Surroundings(
-                folder=folder, work=work, rules=wanted.rules, roots=devices(source.roots), in_place=True
-            )
-            run_shards(surroundings, shards, num_workers, wanted.max_bad_share, progress)
-            (folder / MANIFEST_NAME).unlink(missing_ok=True)  # from here to the end it would be of another index
-            written = assemble(surroundings, shards, classes, recipe, notes)
-            write_whole(folder / MANIFEST_NAME, written.manifest.to_json())
+            try:
+                written = _index(source, folder, work, wanted, num_workers, progress)
+            except InputError:
+                if not (work / RECIPE_NAME).exists():  # nothing was done yet
+                    shutil.rmtree(work)
+                raise
             shutil.rmtree(work)
-    except InputError:
-        shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)
-        raise
     except (OSError, sqlite3.Error) as error:
         raise RunError(
             f"{folder}: the index could not be written ({error}); where nothing can be written, copy the shards or "
             "rewrite them with --out"
         ) from error
+    return written
+
+
+def _index(
+    source: Source, folder: Path, work: Path, wanted: Wanted, num_workers: int, progress: Progress
+) -> WrittenDataset:
+    progress.note("listing the pictures")
+    with closing(Listing(work / LISTING_NAME)) as listing:
+        recipe, notes = list_pictures(source, listing, wanted)
+        recipe = recipe.model_copy(update={"source": IN_PLACE})
+        begin_work(work, work, recipe, listing.digest(is_exact=True))
+        listing.order_by_place()
+        shards, classes = _plan(folder, listing), listing.classes
+    run_shards(folder, work, source.roots, shards, wanted, num_workers, progress, in_place=True)
+    # from here to the end they would be of another index
+    for old in (folder / MANIFEST_NAME, *folder.glob("*.index*.npy")):
+        old.unlink(missing_ok=True)
+    written = assemble(folder, work, shards, classes, recipe, notes)
+    check_is_whole(written, wanted, folder)
+    write_whole(folder / MANIFEST_NAME, written.manifest.to_json())
     return written
 
 
@@ -70,9 +80,8 @@ def _plan(folder: Path, listing: Listing) -> list[Shard]:
         first = 0
         for number, (path, num_pictures) in enumerate(listing.files(split)):
             file = os.path.relpath(path, os.path.abspath(folder))
-            places = range(first, first + num_pictures)
-            shards.append(Shard(split=split, number=number, file=file, places=places))
-            first = places.stop
+            shards.append(Shard(split=split, number=number, file=file, first=first, end=first + num_pictures))
+            first += num_pictures
     return shards
 
 
@@ -80,5 +89,5 @@ def _check_place(folder: Path) -> None:
     if (folder / MANIFEST_NAME).exists():
         if read_manifest(folder).recipe.source != IN_PLACE:
             raise InputError(f"{folder}: these shards have their index already; the loader reads them as they are")
-    elif (folder / SKIPPED_NAME).exists():
+    elif (folder / SKIPPED_NAME).exists() and not (folder / WORK_FOLDER).exists():
         raise InputError(f"{folder / SKIPPED_NAME}: is somebody else's; move it, or rewrite the shards with --out")

@@ -5,7 +5,6 @@ import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from urllib.parse import quote
@@ -14,61 +13,17 @@ import numpy as np
 
 from cbd_fast.errors import InputError
 from cbd_fast.sharding.long_tail import LongTail, order_key
+from cbd_fast.sharding.source_picture import MAX_LABEL, SPLITS, SourcePicture
 
-SPLITS = ("train", "val", "test")
 NUM_SHOWN = 3
 
 _SCHEMA = """
 CREATE TABLE picture (
     id INTEGER PRIMARY KEY, split TEXT, name BLOB, label, num_bytes INTEGER,
-    path BLOB, offset INTEGER, data BLOB, facts TEXT
+    path BLOB, offset INTEGER, mtime_ns INTEGER, data BLOB, facts TEXT
 );
 CREATE TABLE ordered (split TEXT, place INTEGER, picture INTEGER, PRIMARY KEY (split, place)) WITHOUT ROWID;
 """
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SourcePicture:
-    """A picture that was offered, not yet read.
-
-    Attributes:
-        split: ``train``, ``val`` or ``test``.
-        name: path below the split's root, ``/`` between its parts; unique in the split.
-        label: number of the class, or its name where the source does not know the classes beforehand.
-        num_bytes: size of the file; None if there is no such file.
-        path: the file that holds it, or None if ``data`` does.
-        offset: of its first byte, where the file holds more than this picture.
-        data: its bytes, where no file holds them.
-        facts: what else the source knows, as a JSON object for the shard.
-    """
-
-    split: str
-    name: str
-    label: int | str
-    num_bytes: int | None
-    path: str | None = None
-    offset: int | None = None
-    data: bytes | None = None
-    facts: str | None = None
-
-    def read(self) -> bytes:
-        """The picture's file.
-
-        Raises:
-            OSError: it cannot be read.
-        """
-        if self.data is not None:
-            return self.data
-        assert self.path is not None
-        if not os.path.isfile(self.path) and os.path.exists(self.path):
-            raise OSError("not a regular file")  # reading a pipe, say, would never end
-        with open(self.path, "rb", buffering=0) as file:
-            if self.offset is None:
-                return file.read()
-            data = os.pread(file.fileno(), self.num_bytes or 0, self.offset)
-        if len(data) != self.num_bytes:
-            raise OSError("the file that holds it ends too early")
-        return data
 
 
 class Listing:
@@ -105,19 +60,13 @@ class Listing:
         """
         rows = (
             (
-                p.split,
-                os.fsencode(p.name),
-                p.label,
-                p.num_bytes,
-                p.path and os.fsencode(p.path),
-                p.offset,
-                p.data,
-                p.facts,
+                *(p.split, os.fsencode(p.name), p.label, p.num_bytes, p.path and os.fsencode(p.path)),
+                *(p.offset, p.mtime_ns, p.data, p.facts),
             )
             for p in pictures
         )
-        columns = "split, name, label, num_bytes, path, offset, data, facts"
-        self._db.executemany(f"INSERT INTO picture ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        columns = "split, name, label, num_bytes, path, offset, mtime_ns, data, facts"
+        self._db.executemany(f"INSERT INTO picture ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
         self.classes = list(classes) if classes is not None else self._find_classes()
         self._check()
 
@@ -191,12 +140,20 @@ class Listing:
             note += f"; {len(short)} classes keep too many for training and have fewer, such as {shown}"
         return [note]
 
-    def digest(self) -> str:
-        """sha256 over the classes and the split, name, label and size of every picture."""
+    def digest(self, is_exact: bool = False) -> str:
+        """sha256 over the classes and the split, name, label, size and facts of every picture.
+
+        Args:
+            is_exact: adds everything that is known of their files: where they are and when they were changed.
+        """
         digest = hashlib.sha256("\0".join(self.classes).encode("utf-8", "surrogateescape"))
-        query = "SELECT split, name, label, ifnull(num_bytes, 0) FROM picture ORDER BY split, name"
-        for split, name, label, num_bytes in self._db.execute(query):
+        query = "SELECT split, name, label, ifnull(num_bytes, 0), facts, path, offset, mtime_ns, data FROM picture"
+        for split, name, label, num_bytes, facts, *file in self._db.execute(f"{query} ORDER BY split, name"):
             digest.update(b"%s\0%s\0%d\0%d\n" % (split.encode(), name, label, num_bytes))
+            if facts is not None:
+                digest.update(facts.encode())
+            if is_exact:
+                digest.update(repr(file).encode())
         return digest.hexdigest()
 
     def order(self, seed: int) -> None:
@@ -230,10 +187,10 @@ class Listing:
     def pictures(self, split: str, places: range) -> Iterator[SourcePicture]:
         """Pictures of an ordered split."""
         query = (
-            "SELECT picture.split, name, label, num_bytes, path, offset, data, facts FROM ordered "
+            "SELECT picture.split, name, label, num_bytes, path, offset, mtime_ns, data, facts FROM ordered "
             "JOIN picture ON id = picture WHERE ordered.split = ? AND place >= ? AND place < ? ORDER BY place"
         )
-        for split_, name, label, num_bytes, path, offset, data, facts in self._db.execute(
+        for split_, name, label, num_bytes, path, offset, mtime_ns, data, facts in self._db.execute(
             query, (split, places.start, places.stop)
         ):
             yield SourcePicture(
@@ -245,12 +202,15 @@ class Listing:
                 offset=offset,
                 data=data,
                 facts=facts,
+                mtime_ns=mtime_ns,
             )
 
     def _find_classes(self) -> list[str]:
         texts = [str(label) for (label,) in self._db.execute("SELECT DISTINCT label FROM picture")]
         if all(text.isdecimal() for text in texts):
-            classes = [str(number) for number in range(max(map(int, texts)) + 1)]
+            if (largest := max(map(int, texts), default=0)) > MAX_LABEL:
+                raise InputError(f"label {largest} is no number of a class")
+            classes = [str(number) for number in range(largest + 1)]
             self._db.execute("UPDATE picture SET label = CAST(label AS INTEGER)")
         else:
             classes = sorted(texts)
@@ -265,6 +225,8 @@ class Listing:
             names = ", ".join(f"{os.fsdecode(name)!r} in {split}" for split, name in twice)
             raise InputError(f"pictures are listed twice, such as {names}: list each once")
         counts = self.counts("train")
+        if not counts.any():
+            raise InputError("there are no training pictures")
         if empty := [name for name, count in zip(self.classes, counts, strict=True) if not count]:
             shown = ", ".join(map(repr, empty[:NUM_SHOWN]))
             raise InputError(

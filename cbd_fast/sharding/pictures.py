@@ -7,7 +7,6 @@ already so go in unchanged unless another size or quality is asked for; any othe
 
 import io
 import re
-import warnings
 import zlib
 from dataclasses import dataclass
 
@@ -18,7 +17,6 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 # MPO is what many phones and cameras write: a JPEG with others behind it, which decoders pass over
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 JPEG_FORMATS = ("JPEG", "MPO")
-LOSSY_FORMATS = ("JPEG", "MPO", "WEBP")
 VERIFICATIONS = ("full", "header")
 DEFAULT_QUALITY = 90
 DEFAULT_MAX_PIXELS = 2 * 89_478_485  # where Pillow takes a picture for a decompression bomb
@@ -88,22 +86,20 @@ def check_picture(data: bytes, rules: PictureRules | None = None) -> CheckedPict
     rules = rules or PictureRules()
     if not data:
         raise ValueError("the file is empty")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns about odd metadata of pictures that decode well
+    try:
+        image = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError as error:
+        raise ValueError("not a picture, or of an unknown format") from error
+    except Exception as error:  # on damaged files Pillow's plugins raise all sorts, IndexError among them
+        raise ValueError(f"cannot be decoded: {first_line(error)}") from error
+    with image:
+        width, height = image.size
+        if width * height > rules.max_pixels:
+            raise ValueError(f"{width} x {height} pixels, more than the {rules.max_pixels} of --max-pixels")
         try:
-            image = Image.open(io.BytesIO(data))
-        except UnidentifiedImageError as error:
-            raise ValueError("not a picture, or of an unknown format") from error
-        except Exception as error:  # on damaged files Pillow's plugins raise all sorts, IndexError among them
+            return _stored(data, image, rules)
+        except Exception as error:
             raise ValueError(f"cannot be decoded: {first_line(error)}") from error
-        with image:
-            width, height = image.size
-            if width * height > rules.max_pixels:
-                raise ValueError(f"{width} x {height} pixels, more than the {rules.max_pixels} of --max-pixels")
-            try:
-                return _stored(data, image, rules)
-            except Exception as error:
-                raise ValueError(f"cannot be decoded: {first_line(error)}") from error
 
 
 def first_line(error: Exception) -> str:
@@ -133,7 +129,7 @@ def _stored(data: bytes, image: Image.Image, rules: PictureRules) -> CheckedPict
     pixels = _decode_jpeg(data) if fits and image_format in JPEG_FORMATS else _to_rgb(image)
     if target != image.size:
         pixels = _shrink(pixels, *target)
-    as_jpeg = rules.quality is not None or (target != image.size and image_format in LOSSY_FORMATS)
+    as_jpeg = rules.quality is not None or (target != image.size and _is_lossy(data, image))
     return CheckedPicture(
         data=_encode_jpeg(pixels, rules.quality or DEFAULT_QUALITY) if as_jpeg else encode_png(pixels),
         extension="jpg" if as_jpeg else "png",
@@ -155,6 +151,18 @@ def _is_plain(data: bytes, image: Image.Image) -> bool:
     return image.format == "MPO" or not _is_animated(image)
 
 
+def _is_lossy(data: bytes, image: Image.Image) -> bool:
+    if image.format != "WEBP":
+        return image.format in JPEG_FORMATS
+    position = 12  # a RIFF file: chunks of four letters and a length follow
+    while position + 8 <= len(data):
+        if data[position : position + 4] == b"VP8L":
+            return False
+        length = int.from_bytes(data[position + 4 : position + 8], "little")
+        position += 8 + length + length % 2
+    return True
+
+
 def _is_animated(image: Image.Image) -> bool:
     return getattr(image, "n_frames", 1) > 1
 
@@ -166,20 +174,22 @@ def _verify(data: bytes, image: Image.Image, rules: PictureRules) -> None:
         try:
             # At 1/8 of the size every coded byte is still read, and what libjpeg only warns of is an error here.
             simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1, min_factor=8, strict=True)
-        except ValueError:
-            _decode_by_reference(data)  # many warnings are harmless: it decides
+        except ValueError as warning:
+            _decode_by_reference(data, warning)
 
 
 def _decode_jpeg(data: bytes) -> np.ndarray:
     """``(height, width, 3)`` uint8."""
     try:
         return simplejpeg.decode_jpeg(data, "RGB", strict=True)
-    except ValueError:
-        return _decode_by_reference(data)
+    except ValueError as warning:
+        return _decode_by_reference(data, warning)
 
 
-def _decode_by_reference(data: bytes) -> np.ndarray:
-    """``(height, width, 3)`` uint8 by the decoder that training uses."""
+def _decode_by_reference(data: bytes, warning: ValueError) -> np.ndarray:
+    """``(height, width, 3)`` uint8 by the decoder that training uses: many of libjpeg's warnings are harmless."""
+    if "premature end" in str(warning).lower():  # decoders fill up with grey what was cut off
+        raise ValueError("cut off: its data ends before its pixels do") from warning
     from cbd_fast.sharding.decode import decode_rgb  # takes seconds to import and is rarely needed
 
     return decode_rgb(np.frombuffer(data, np.uint8).copy()).permute(1, 2, 0).numpy()
@@ -187,6 +197,8 @@ def _decode_by_reference(data: bytes) -> np.ndarray:
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
     """The (first frame of the) picture, ``(height, width, 3)`` uint8; transparency is dropped, as is usual."""
+    if image.mode == "F":
+        raise ValueError("has floating-point pixels, of which nobody knows the range")
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255 instead of scaling
         image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
     return np.asarray(image.convert("RGB"))

@@ -132,8 +132,11 @@ def find_preset(name: str, source: str, tail: LongTail | None) -> tuple[Preset, 
     return preset, tail
 
 
-def check_preset(name: str, listing: Listing, num_val_per_class: int = 0) -> None:
+def check_preset(name: str, listing: Listing, num_val_per_class: int = 0) -> list[str]:
     """Compares what is offered with what is published.
+
+    Returns:
+        Notes on published splits that are not offered.
 
     Raises:
         InputError: something differs; the message has both numbers and the usual causes.
@@ -156,3 +159,5 @@ def check_preset(name: str, listing: Listing, num_val_per_class: int = 0) -> Non
         raise InputError(
             f"this is not {name} as published ({preset.origin}): {'; '.join(wrong)}. Usual causes: {preset.causes}"
         )
+    absent = {split: number for split, number in preset.splits.items() if split not in found}
+    return [f"{split}: not given; {name} is published with {number:,} pictures" for split, number in absent.items()]

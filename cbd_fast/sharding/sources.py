@@ -1,13 +1,14 @@
 """Layouts of one file per picture, each turned into the same stream of pictures."""
 
 import os
+import posixpath
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from cbd_fast.errors import InputError
-from cbd_fast.sharding.listing import SourcePicture
+from cbd_fast.sharding.source_picture import MAX_LABEL, SourcePicture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,7 @@ class Source:
         classes: their names in the order of their numbers; None if the labels of the pictures tell.
         pictures: gives what is offered, one after the other.
         roots: folders that must stay there while the pictures are read.
+        searched: folders in which everything found is taken, so that nothing else may be written there.
         options: what else decided which pictures are offered.
         notes: what people should know of the splits; they go into the manifest.
     """
@@ -27,6 +29,7 @@ class Source:
     classes: list[str] | None
     pictures: Callable[[], Iterator[SourcePicture]]
     roots: list[Path] = field(default_factory=list)
+    searched: list[Path] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -60,7 +63,8 @@ def folder_source(roots: dict[str, Path]) -> Source:
             if is_empty:
                 raise InputError(f"{roots[split]}: its class folders hold no files")
 
-    return Source(kind="folder", classes=classes, pictures=pictures, roots=list(roots.values()))
+    searched = list(roots.values())
+    return Source(kind="folder", classes=classes, pictures=pictures, roots=searched, searched=searched)
 
 
 def list_source(images: Path, lists: dict[str, Path], classes_file: Path | None = None) -> Source:
@@ -77,7 +81,7 @@ def list_source(images: Path, lists: dict[str, Path], classes_file: Path | None 
     """
     check_folder(images)
     folder_of: dict[int, str | None] = {}
-    for name, label in _listed(lists["train"]):
+    for name, label in _listed(lists["train"], images):
         folder = os.path.basename(os.path.dirname(name))
         folder_of[label] = folder if folder_of.setdefault(label, folder) == folder else None
     num_classes = max(folder_of, default=-1) + 1
@@ -93,7 +97,7 @@ def list_source(images: Path, lists: dict[str, Path], classes_file: Path | None 
 
     def pictures() -> Iterator[SourcePicture]:
         for split, path in lists.items():
-            for name, label in _listed(path):
+            for name, label in _listed(path, images):
                 if label >= len(classes):
                     raise InputError(
                         f"{path}: {name!r} has label {label}, but {lists['train']} has only labels up to "
@@ -135,6 +139,7 @@ def tiny_imagenet_source(root: Path) -> Source:
         classes=[f"{name} {words[name]}" if name in words else name for name in classes],
         pictures=pictures,
         roots=[root],
+        searched=[root],
         notes=["test: the published val; the labels of the published test were never released"],
     )
 
@@ -143,10 +148,12 @@ def file_picture(split: str, root: Path, name: str, label: int) -> SourcePicture
     """A picture that has a file of its own, ``name`` below ``root``."""
     path = os.path.join(os.path.abspath(root), name)
     try:
-        num_bytes: int | None = os.stat(path).st_size
-    except OSError:
-        num_bytes = None  # missing, or a dangling link
-    return SourcePicture(split=split, name=name, label=label, num_bytes=num_bytes, path=path)
+        status = os.stat(path)
+        num_bytes: int | None = status.st_size
+        mtime_ns = status.st_mtime_ns
+    except (OSError, ValueError):  # missing, a dangling link, or no possible name of a file
+        num_bytes, mtime_ns = None, 0
+    return SourcePicture(split=split, name=name, label=label, num_bytes=num_bytes, path=path, mtime_ns=mtime_ns)
 
 
 def read_classes(path: Path) -> list[str]:
@@ -159,14 +166,27 @@ def read_classes(path: Path) -> list[str]:
     return classes
 
 
-def _listed(path: Path) -> Iterator[tuple[str, int]]:
+def _listed(path: Path, images: Path) -> Iterator[tuple[str, int]]:
+    is_empty = True
     for number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
         name, _, label = line.rstrip().rpartition(" ") if "\t" not in line else line.rstrip().rpartition("\t")
-        if not name or not label.isdecimal():
+        if not name or not label.isdecimal() or "\0" in name:
             raise InputError(f"{path}: line {number}: {line!r} is not 'relative/path label' with a label of 0 or more")
-        yield name.rstrip(), int(label)
+        if int(label) > MAX_LABEL:
+            raise InputError(f"{path}: line {number}: label {label} is no number of a class")
+        is_empty = False
+        yield plain_name(name.rstrip(), images), int(label)
+    if is_empty:
+        raise InputError(f"{path}: lists no pictures")
+
+
+def plain_name(name: str, root: Path) -> str:
+    """The one name below ``root`` of a file that may be listed as ``./a//b.jpg`` or with its whole path."""
+    plain = posixpath.normpath(name)
+    above = os.path.abspath(root).rstrip("/") + "/"
+    return plain.removeprefix(above)
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -186,7 +206,10 @@ def check_folder(folder: Path) -> None:
 
 def _class_folders(root: Path) -> dict[str, Path]:
     check_folder(root)
-    folders = {entry.name: Path(entry.path) for entry in os.scandir(root) if _is_visible_folder(entry)}
+    try:
+        folders = {entry.name: Path(entry.path) for entry in os.scandir(root) if _is_visible_folder(entry)}
+    except OSError as error:
+        _refuse(error)
     if not folders:
         raise InputError(f"{root}: holds no class folders; it should hold one folder of pictures per class")
     for name in folders:
@@ -204,7 +227,7 @@ def _files_below(class_folder: Path) -> Iterator[str]:
     # a link back to where we are, or to other classes, is not followed
     root = class_folder.parent.resolve()
     seen = {(status.st_dev, status.st_ino) for status in map(os.stat, [root, *root.parents])}
-    for folder, subfolders, files in os.walk(class_folder, followlinks=True):
+    for folder, subfolders, files in os.walk(class_folder, onerror=_refuse, followlinks=True):
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in seen:
             subfolders.clear()
@@ -213,6 +236,11 @@ def _files_below(class_folder: Path) -> Iterator[str]:
         subfolders.sort()
         prefix = "" if folder == os.fspath(class_folder) else os.path.relpath(folder, class_folder) + "/"
         yield from (prefix + file for file in files if not file.startswith("."))
+
+
+def _refuse(error: OSError) -> NoReturn:
+    """A folder whose files nobody knows is no folder without files."""
+    raise InputError(f"{error.filename}: cannot be listed ({error.strerror}); allow reading it, or move it") from error
 
 
 def _some(names: list[str]) -> str:

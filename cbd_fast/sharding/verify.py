@@ -5,6 +5,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -155,28 +156,34 @@ def _check_shard(
 ) -> None:
     record = findings.record.shards[number]
     path = folder / record.file
-    if not path.is_file():
-        findings.lasting_problems.append(f"{path}: missing; bring it back or make the shards again")
+    try:
+        size = path.stat().st_size
+        sha256 = file_sha256(path) if is_full else record.sha256
+    except OSError as error:
+        findings.lasting_problems.append(f"{path}: {error.strerror}; bring it back or make the shards again")
         return
-    size = path.stat().st_size
-    sha256 = file_sha256(path) if is_full else record.sha256
-    if (size, sha256) != (record.num_bytes, record.sha256):
-        found = f"{size:,} bytes" if size != record.num_bytes else f"sha256 {sha256}"
-        there = f"{record.num_bytes:,}" if size != record.num_bytes else record.sha256
-        findings.problems.append(f"{path}: {found}, but dataset.json has {there}")
-        findings.shards[number] = record.model_copy(update={"num_bytes": size, "sha256": sha256})
     if record.num_pictures != len(rows):
         findings.lasting_problems.append(
             f"{path}: {record.num_pictures} pictures in dataset.json, but {len(rows)} in the index"
         )
+    is_bad = np.zeros(len(rows), bool)
     if is_full:
-        for row in rows:
-            _check_picture(path, int(row), findings)
-    elif number not in findings.shards:
-        findings.problems += _compare_places(path, findings.index.rows[rows], is_foreign=is_foreign)
+        is_bad[:] = [not _check_picture(path, int(row), findings) for row in rows]
+    problems = list(_compare_places(path, findings.index.rows[rows[~is_bad]], is_foreign=is_foreign))
+    findings.lasting_problems += problems
+    if (size, sha256) == (record.num_bytes, record.sha256):
+        return
+    found, there = (f"{size:,} bytes", f"{record.num_bytes:,}")
+    if size == record.num_bytes:
+        found, there = f"sha256 {sha256}", record.sha256
+    findings.problems.append(f"{path}: {found}, but dataset.json has {there}")
+    has_changed = is_bad.any() or not findings.good.keys().isdisjoint(rows.tolist())
+    if has_changed and not problems:  # bad pictures, or those that were repaired, are all that differs
+        findings.shards[number] = record.model_copy(update={"num_bytes": size, "sha256": sha256})
 
 
-def _check_picture(path: Path, row: int, findings: SplitFindings) -> None:
+def _check_picture(path: Path, row: int, findings: SplitFindings) -> bool:
+    """Whether a picture can be used."""
     place = findings.index.rows[row]
     was_quarantined = int(place["width"]) == 0
     try:
@@ -187,9 +194,10 @@ def _check_picture(path: Path, row: int, findings: SplitFindings) -> None:
         if not was_quarantined:
             name = f"{path.name}: byte {int(place['offset']):,}"
             findings.bad.append(BadPicture(row=row, name=name, reason=first_line(error)))
-    else:
-        if was_quarantined:
-            findings.good[row] = (width, height)
+        return False
+    if was_quarantined:
+        findings.good[row] = (width, height)
+    return True
 
 
 def _decoded_size(path: Path, offset: int, size: int, crc32: int) -> tuple[int, int]:
@@ -207,30 +215,24 @@ def _decoded_size(path: Path, offset: int, size: int, crc32: int) -> tuple[int, 
 
 def _compare_places(path: Path, rows: np.ndarray, *, is_foreign: bool) -> Iterator[str]:
     """Problems of a tar whose members are not where the index has them, or, if it is ours, have another label."""
-    try:
-        with tarfile.open(path, "r:") as tar:
-            members = {member.offset_data: member for member in tar if member.isreg()}
-            labels = {} if is_foreign else _labels(tar, members)
-    except (OSError, tarfile.TarError, ValueError) as error:
-        yield f"{path}: not a whole tar of ours ({error})"
-        return
+    members: dict[int, tarfile.TarInfo] = {}
+    labels: dict[str, int] = {}
+    # a cut off tar has its members up to there
+    with suppress(OSError, tarfile.TarError, ValueError), tarfile.open(path, "r:") as tar:
+        for member in tar:
+            members[member.offset_data] = member
+            if not is_foreign and member.name.endswith(LABEL_SUFFIX):
+                content = tar.extractfile(member)
+                assert content is not None  # regular files have content
+                labels[_key(member.name)] = int(content.read())
     for place in rows:
         offset, size, label = (int(place[column]) for column in ("offset", "size", "label"))
-        member = members.get(offset)
-        if member is None or member.size != size:
+        member_there = members.get(offset)
+        if member_there is None or member_there.size != size:
             yield f"{path}: no picture of {size:,} bytes at byte {offset:,}, where the index has one"
-        elif not is_foreign and labels.get(_key(member.name)) != label:
-            yield f"{path}: {member.name} has label {labels.get(_key(member.name))}, but {label} in the index"
-
-
-def _labels(tar: tarfile.TarFile, members: dict[int, tarfile.TarInfo]) -> dict[str, int]:
-    labels = {}
-    for member in members.values():
-        if member.name.endswith(LABEL_SUFFIX):
-            content = tar.extractfile(member)
-            assert content is not None  # regular files have content
-            labels[_key(member.name)] = int(content.read())
-    return labels
+        elif not is_foreign and labels.get(_key(member_there.name)) != label:
+            found = labels.get(_key(member_there.name))
+            yield f"{path}: {member_there.name} has label {found}, but {label} in the index"
 
 
 def _key(name: str) -> str:

@@ -1,59 +1,49 @@
-"""Processes that make shards: each takes the next one that nobody has taken, until none is left.
+"""Processes that make shards: the command hands each one shard after the other, until none is left.
 
 Processes, not threads: much of the work is Python's, and a decoder that crashes on a damaged picture ends its process
-alone. What they report is on the disk, so whoever comes next finds it, however this command ends.
+alone. All that they leave is in the work folder, so whoever comes next finds it, however this command ends.
+
+A worker says ``next`` on its standard output for each shard that it can take, and is told its number in the job, or
+``end``. When its standard input ends without that, the command is dead, and the worker ends at once: otherwise it would
+go on, and be in the way of the same command given again.
 """
 
-import multiprocessing
+import json
 import os
+import selectors
 import signal
+import subprocess
+import sys
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from multiprocessing.connection import wait
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
+from typing import NoReturn
 
+import numpy as np
 from PIL import Image
 
 from cbd_fast.errors import InputError, RunError
+from cbd_fast.files import write_whole
+from cbd_fast.sharding.jobs import Job, Skipped, printable
 from cbd_fast.sharding.listing import read_listing
-from cbd_fast.sharding.shard_writer import Shard, ShardWriter, Skipped, Surroundings, printable
+from cbd_fast.sharding.shard_writer import ShardWriter
 
 POLL_SECONDS = 0.1
+JOB_NAME, PROGRESS_NAME = "job.json", "progress"
+NUM_PICTURES, NUM_BAD, SHARD, PLACE = range(4)  # columns of the progress, of which each worker writes one row
 NUM_SHOWN = 5
-NO_PICTURE = -1
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What the workers do together.
+class TooManyBadError(RunError):
+    """More pictures cannot be used than are allowed; ``skipped`` are those of the unfinished shard."""
 
-    Attributes:
-        surroundings: of all shards.
-        listing: the finished listing.
-        shards: those that are to be made.
-        num_bad: pictures that were left out of shards made before.
-        num_bad_allowed: more end the command.
-    """
-
-    surroundings: Surroundings
-    listing: Path
-    shards: Sequence[Shard]
-    num_bad: int
-    num_bad_allowed: int
-
-
-class _Shared:
-    """Numbers that workers write and the command reads."""
-
-    def __init__(self, context: Any, num_workers: int, num_bad: int) -> None:
-        self.next_shard = context.Value("q", 0)
-        self.num_bad = context.Value("q", num_bad)
-        # one place per worker, so nobody waits for anybody
-        self.num_pictures = context.Array("q", num_workers, lock=False)
-        self.shard = context.Array("q", [NO_PICTURE] * num_workers, lock=False)
-        self.place = context.Array("q", num_workers, lock=False)
+    def __init__(self, message: str, skipped: list[Skipped]) -> None:
+        """Keeps both."""
+        super().__init__(message)
+        self.skipped = skipped
 
 
 def make_shards(job: Job, num_workers: int, on_progress: Callable[[int], None]) -> None:
@@ -66,90 +56,143 @@ def make_shards(job: Job, num_workers: int, on_progress: Callable[[int], None]) 
 
     Raises:
         RunError: a shard could not be made, or too many pictures are bad.
+        OSError: the work folder cannot be written.
     """
     if not job.shards:
         return
-    # not fork: the command's process has threads
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", __name__])
     num_workers = min(num_workers, len(job.shards))
-    shared, errors = _Shared(context, num_workers, job.num_bad), context.SimpleQueue()
-    workers = [
-        context.Process(target=_work, args=(job, shared, number, errors), daemon=True) for number in range(num_workers)
-    ]
+    write_whole(job.work / JOB_NAME, job.to_json())
+    np.zeros((num_workers, 4), np.int64).tofile(job.work / PROGRESS_NAME)
+    progress = _progress(job.work)
+    upcoming = iter(range(len(job.shards)))
+    workers = [_start(job.work, number) for number in range(num_workers)]
     try:
-        for worker in workers:
-            worker.start()
-        running = list(workers)
-        while running:
-            wait([worker.sentinel for worker in running], timeout=POLL_SECONDS)
-            on_progress(sum(shared.num_pictures))
+        with selectors.DefaultSelector() as selector:
             for number, worker in enumerate(workers):
-                if worker.exitcode not in (None, 0):
-                    raise RunError(errors.get() if not errors.empty() else _death(job, shared, number, worker.exitcode))
-            running = [worker for worker in running if worker.is_alive()]
+                assert worker.stdout is not None
+                selector.register(worker.stdout, selectors.EVENT_READ, number)
+            while selector.get_map():
+                for key, _ in selector.select(POLL_SECONDS):
+                    if not _answer(workers[key.data], job, progress[key.data], upcoming):
+                        selector.unregister(key.fileobj)
+                on_progress(int(progress[:, NUM_PICTURES].sum()))
     finally:
         for worker in workers:
-            if worker.pid is not None:
-                worker.kill()
-                worker.join()
+            worker.kill()
+            worker.communicate()
 
 
-def _work(job: Job, shared: _Shared, number: int, errors: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command hears it, and ends its workers
-    threading.Thread(target=_end_with_the_command, daemon=True).start()
-    Image.MAX_IMAGE_PIXELS = None  # --max-pixels decides
+def _start(work: Path, number: int) -> "subprocess.Popen[str]":
+    package = str(Path(__file__).parent.parent.parent)
+    path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.Popen(
+        [sys.executable, "-m", __name__, str(work), str(number)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # one core each: the parallelism is over workers
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+    )
+
+
+def _answer(worker: "subprocess.Popen[str]", job: Job, progress: np.ndarray, upcoming: Iterator[int]) -> bool:
+    """Reads what a worker says; false if it has ended well."""
+    assert worker.stdout is not None
+    assert worker.stdin is not None
+    line = worker.stdout.readline()
+    if line == "next\n":
+        taken = next(upcoming, None)
+        try:
+            worker.stdin.write("end\n" if taken is None else f"{taken}\n")
+            worker.stdin.flush()
+        except BrokenPipeError:  # it has just died; the end of its output will say so
+            pass
+        return True
+    if line:
+        said = json.loads(line)
+        if said["skipped"]:
+            raise TooManyBadError(said["error"], [Skipped(**skip) for skip in said["skipped"]])
+        raise RunError(said["error"])
+    if worker.wait() != 0:
+        raise RunError(_death(job, progress, worker.returncode))
+    return False
+
+
+def _death(job: Job, progress: np.ndarray, exitcode: int) -> str:
+    """What a worker did when it died without a word."""
+    cause = f"was killed by signal {-exitcode}" if exitcode < 0 else f"ended with {exitcode}"
+    shard, place = job.shards[int(progress[SHARD])], int(progress[PLACE])
+    with read_listing(job.listing) as listing:
+        names = [picture.name for picture in listing.pictures(shard.split, range(place, place + 1))]
+    doing = f" at {printable(names[0])!r} of {shard.split}, or just after it" if names else ""
+    return f"a worker {cause}{doing}; if it was killed for its memory, give fewer --workers"
+
+
+def _progress(work: Path) -> np.ndarray:
+    # as a plain array: counting in a memmap is several times slower
+    return np.memmap(work / PROGRESS_NAME, np.int64, "r+").view(np.ndarray).reshape(-1, 4)
+
+
+def _work(work: Path, number: int) -> None:
+    job = Job.from_json((work / JOB_NAME).read_text())
+    everybody = _progress(work)
+    progress = everybody[number]
 
     def on_picture() -> None:
-        shared.num_pictures[number] += 1
-        shared.place[number] += 1
+        progress[NUM_PICTURES] += 1
+        progress[PLACE] += 1
 
     def on_skip(skipped: list[Skipped]) -> None:
-        with shared.num_bad.get_lock():
-            shared.num_bad.value += 1
-            num_bad = shared.num_bad.value
+        progress[NUM_BAD] += 1
+        num_bad = job.num_bad + int(everybody[:, NUM_BAD].sum())
         if num_bad > job.num_bad_allowed:
-            shown = "; ".join(f"{skip.split}/{printable(skip.name)}: {skip.reason}" for skip in skipped[-NUM_SHOWN:])
-            raise RunError(
+            raise TooManyBadError(
                 f"{num_bad:,} pictures cannot be used, and {job.num_bad_allowed:,} are allowed (--max-bad, --strict): "
-                f"{shown}"
+                f"{'; '.join(map(str, skipped[-NUM_SHOWN:]))}",
+                skipped,
             )
 
+    writer = ShardWriter(job, on_picture, on_skip)
+    with read_listing(job.listing) as listing:
+        for taken in _given():
+            shard = job.shards[taken]
+            progress[SHARD], progress[PLACE] = taken, shard.first - 1
+            writer.make(shard, listing.pictures(shard.split, shard.places))
+    writer.finish()
+
+
+def _given() -> Iterator[int]:
+    """Numbers of the shards that the command gives."""
+    lines: SimpleQueue[str] = SimpleQueue()
+
+    def listen() -> None:
+        line = ""
+        for line in sys.stdin:
+            lines.put(line)
+        if line != "end\n":
+            os._exit(1)
+
+    threading.Thread(target=listen, daemon=True).start()
+    while True:
+        print("next", flush=True)
+        if (line := lines.get()) == "end\n":
+            return
+        yield int(line)
+
+
+def main() -> NoReturn:
+    """A worker: ``python -m cbd_fast.sharding.workers WORK NUMBER``."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command hears it, and ends its workers
+    Image.MAX_IMAGE_PIXELS = None  # --max-pixels decides
+    warnings.simplefilter("ignore")  # Pillow warns about odd metadata of pictures that decode well
     try:
-        writer = ShardWriter(job.surroundings, on_picture, on_skip)
-        with read_listing(job.listing) as listing:
-            while True:
-                with shared.next_shard.get_lock():
-                    taken = int(shared.next_shard.value)
-                    shared.next_shard.value += 1
-                if taken >= len(job.shards):
-                    break
-                shard = job.shards[taken]
-                shared.place[number] = shard.places.start - 1
-                shared.shard[number] = taken
-                writer.make(shard, listing.pictures(shard.split, shard.places))
-        shared.shard[number] = NO_PICTURE
-        writer.finish()
+        _work(Path(sys.argv[1]), int(sys.argv[2]))
     except (OSError, InputError, RunError) as error:
-        errors.put(str(error))
+        skipped = error.skipped if isinstance(error, TooManyBadError) else []
+        print(json.dumps({"error": str(error), "skipped": [asdict(skip) for skip in skipped]}), flush=True)
         os._exit(1)
+    os._exit(0)  # a thread may still wait for the command
 
 
-def _end_with_the_command() -> None:
-    """A worker whose command was killed would go on, and be in the way of the same command given again."""
-    command = multiprocessing.parent_process()
-    assert command is not None
-    command.join()
-    os._exit(1)
-
-
-def _death(job: Job, shared: _Shared, number: int, exitcode: int | None) -> str:
-    """What a worker did when it died without a word."""
-    cause = f"was killed by signal {-exitcode}" if exitcode and exitcode < 0 else f"ended with {exitcode}"
-    doing = ""
-    if (taken := shared.shard[number]) != NO_PICTURE:
-        shard, place = job.shards[taken], shared.place[number]
-        with read_listing(job.listing) as listing:
-            names = [picture.name for picture in listing.pictures(shard.split, range(place, place + 1))]
-        doing = f" at {printable(names[0])!r} of {shard.split}, or just after it" if names else ""
-    return f"a worker {cause}{doing}; if it was killed for its memory, give fewer --workers"
+if __name__ == "__main__":
+    main()
