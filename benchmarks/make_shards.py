@@ -3,8 +3,8 @@
     python benchmarks/make_shards.py --pictures DIR [--num-pictures 20000] [--rounds 3] [--work DIR] [--out FILE.json]
     python benchmarks/make_shards.py --memory [--work DIR] [--out FILE.json]
 
-The first repeats the JPEGs of a folder to a number of files and measures whole commands, from their start until what they
-wrote has reached the disk: original bytes with full verification beside a single-threaded loop of torchvision's
+The first repeats the JPEGs of a folder to a number of files and measures whole commands, from their start until what
+they wrote has reached the disk: original bytes with full verification beside a single-threaded loop of torchvision's
 decode_jpeg over the same bytes; with --verify header beside tar; re-encoding to short side 256 beside Pillow and
 webdataset.ShardWriter. Contestants take turns. The second makes shards of 50,000 and of 500,000 tiny pictures.
 """
