@@ -153,12 +153,14 @@ def _work(work: Path, number: int) -> None:
             )
 
     writer = ShardWriter(job, on_picture, on_skip)
-    with read_listing(job.listing) as listing:
-        for taken in _given():
-            shard = job.shards[taken]
-            progress[SHARD], progress[PLACE] = taken, shard.first - 1
-            writer.make(shard, listing.pictures(shard.split, shard.places))
-    writer.finish()
+    try:
+        with read_listing(job.listing) as listing:
+            for taken in _given():
+                shard = job.shards[taken]
+                progress[SHARD], progress[PLACE] = taken, shard.first - 1
+                writer.make(shard, listing.pictures(shard.split, shard.places))
+    finally:
+        writer.finish()  # whatever became of the last shard, the one before is whole
 
 
 def _given() -> Iterator[int]:
