@@ -108,7 +108,9 @@ class StageTwo(Settings):
 class Runtime(Settings):
     """How a run is carried out; nothing here changes what is learned, but for rounding."""
 
-    decoder: Literal["auto", "dali", "torch"] = Field("auto", description="auto: DALI on a GPU, else CPU threads")
+    decoder: Literal["auto", "dali", "torch"] = Field(
+        "auto", description="auto: DALI if it is installed, else torchvision"
+    )
     num_threads: int | None = Field(
         None,
         gt=0,

@@ -38,3 +38,14 @@ def test_values_are_in_the_unit_interval():
         images = finish(pixels_of(64), plan_of(Augmentation(color_jitter=jitter), sizes=((9, 9),) * 64))
         assert images.min() >= 0
         assert images.max() <= 1
+
+
+def test_one_picture_alone_is_coloured_as_in_a_batch():
+    plan, pixels = plan_of(Augmentation(color_jitter=1.0)), pixels_of()
+    together = finish(pixels.clone(), plan)
+    for number in range(8):
+        part = plan.take(np.array([number]))
+        torch.testing.assert_close(finish(pixels[number : number + 1].clone(), part)[0], together[number])
+        out = torch.empty((1, 5, 5, 3))
+        finish(pixels[number : number + 1].clone(), part, out)
+        torch.testing.assert_close(out[0].permute(2, 0, 1), together[number])

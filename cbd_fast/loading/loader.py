@@ -23,14 +23,11 @@ import torch
 
 from cbd_fast.errors import InputError, RunError
 from cbd_fast.loading.augment import Augmentation, Plan, make_plan
-from cbd_fast.loading.decode_dali import DaliDecoder
-from cbd_fast.loading.decode_torch import Decoder, TorchDecoder
-from cbd_fast.loading.finish import finish
+from cbd_fast.loading.images import DECODERS, ImageMaker
 from cbd_fast.loading.machine import num_cores, place_among_processes, thread_pool
 from cbd_fast.loading.sampling import POLICIES, Order, make_order
 from cbd_fast.sharding.shard_set import ShardSet
 
-DECODERS = ("auto", "dali", "torch")
 SAMPLINGS = (*POLICIES, "sequential")
 NUM_BAD_NAMED = 5
 
@@ -96,7 +93,7 @@ class Loader:
             image_size: side of the model's input in pixels.
             seed: of order and augmentation.
             augmentation: by default the paper's random resized crop and flip; its centre crop for ``sequential``.
-            decoder: ``dali``, ``torch`` (CPU threads), or ``auto``: DALI where there is a GPU, else threads.
+            decoder: ``dali``, ``torch``, or ``auto``: DALI where it is installed.
             device: where batches are; by default the GPU where there is one.
             num_threads: that read and decode; by default one per core of this process's share of the machine.
             prefetch: batches that are prepared ahead of time.
@@ -132,7 +129,17 @@ class Loader:
         self._prefetch = prefetch
         self._ahead = ThreadPoolExecutor(prefetch, thread_name_prefix="cbd-batch")
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
-        self._decode = self._make_decoder(decoder, num_threads)
+        self._make_images = ImageMaker(
+            self.shards,
+            self._pool,
+            num_threads=num_threads,
+            batch_size=batch_size // self.world_size,
+            image_size=image_size,
+            device=self.device,
+            decoder=decoder,
+            pads=self.augmentation.pads,
+            prefetch=prefetch,
+        )
 
     def __len__(self) -> int:
         """Steps of one pass: whole batches in training, all pictures with ``sequential``."""
@@ -227,43 +234,23 @@ class Loader:
             return self._finished(step), self._stream.record_event()
 
     def _finished(self, step: int) -> Batch:
-        plan, pixels = self._decoded(step)
+        plan, images = self._images(step)
         labels = self.shards.index.rows["label"][plan.rows].astype(np.int64)
         return Batch(
-            images=finish(pixels.to(self.device, non_blocking=True), plan),
+            images=images,
             labels=torch.from_numpy(labels).to(self.device, non_blocking=True),
             ids=torch.from_numpy(plan.rows),
             step=step,
         )
 
-    def _decoded(self, step: int) -> tuple[Plan, torch.Tensor]:
-        """Plan and crops of a step, planned again without what turns out to be bad until nothing does."""
+    def _images(self, step: int) -> tuple[Plan, torch.Tensor]:
+        """Plan and finished pictures of a step, planned again without what turns out to be bad until nothing does."""
         while True:
             plan = self.plan(step)
-            if not len(plan):
-                return plan, torch.empty((0, self.image_size, self.image_size, 3), dtype=torch.uint8)
-            encoded, bad = self._read(plan)
+            images, bad = self._make_images(plan)
             if not bad:
-                crops = self._decode(encoded, plan)
-                if not crops.bad:
-                    return plan, crops.pixels
-                bad = crops.bad
+                return plan, images
             self._remember(plan, bad)
-
-    def _read(self, plan: Plan) -> tuple[list[np.ndarray], dict[int, str]]:
-        """The files of a batch, and which positions cannot be read, with the reason."""
-
-        def read(row: int) -> np.ndarray | OSError:
-            try:
-                return self.shards.read(row)
-            except OSError as error:
-                return error
-
-        rows = plan.rows.tolist()
-        self.shards.read_ahead(rows)
-        files = list(self._pool.map(read, rows))
-        bad = {position: str(file) for position, file in enumerate(files) if isinstance(file, OSError)}
-        return [file for file in files if isinstance(file, np.ndarray)], bad
 
     def _usable(self, row: int) -> int:
         usable = row
@@ -287,19 +274,6 @@ class Loader:
                 f"{self.shards.folder}: {len(self.bad_pictures)} of {len(self.shards)} pictures cannot be decoded, "
                 f"more than max_bad_share allows ({self._num_bad_allowed}); the first: {'; '.join(named)}"
             )
-
-    def _make_decoder(self, name: str, num_threads: int) -> Decoder:
-        reference = TorchDecoder(self._pool, self.image_size, pin_memory=self.device.type == "cuda")
-        if name == "torch" or (name == "auto" and self.device.type != "cuda"):
-            return reference
-        return DaliDecoder(
-            reference,
-            device=self.device,
-            batch_size=self.batch_size // self.world_size,
-            image_size=self.image_size,
-            pads=self.augmentation.pads,
-            num_threads=num_threads,
-        )
 
     def _check(self, sampling: str, batch_size: int, image_size: int, decoder: str, prefetch: int) -> None:
         for name, value, allowed in (("sampling", sampling, SAMPLINGS), ("decoder", decoder, DECODERS)):
