@@ -53,6 +53,13 @@ def photo_shards(picture_folder, tmp_path_factory) -> Path:
     return out
 
 
+@pytest.fixture(scope="session")
+def pieces(photos) -> list[bytes]:
+    """Some small JPEGs."""
+    rng = np.random.default_rng(0)
+    return [encoded(cut(photos[number % 2], rng)) for number in range(8)]
+
+
 def cut(photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A random piece of a photograph, 60 to 200 pixels a side."""
     height, width = rng.integers(60, 200, 2)

@@ -9,6 +9,7 @@ import torch
 
 from cbd_fast import Augmentation, Loader
 from cbd_fast.errors import InputError, RunError
+from cbd_fast.loading import images
 from cbd_fast.sharding.shard_set import ShardSet
 
 OPTIONS = {"batch_size": 6, "image_size": 32, "device": "cpu", "num_threads": 2}
@@ -229,3 +230,13 @@ def test_batches_on_the_gpu_are_those_of_the_cpu(make, decoder):
         assert batch.images.device.type == batch.labels.device.type == "cuda"
         assert batch.ids.tolist() == expected.ids.tolist()
         assert (batch.images.cpu() - expected.images).abs().mean() <= 2 / 255
+
+
+def test_without_dali_torchvision_decodes(make, monkeypatch):
+    def nothing(name):
+        raise ModuleNotFoundError(name)
+
+    expected = make(decoder="torch").batch(0)
+    monkeypatch.setattr(images, "find_spec", nothing)
+    monkeypatch.setattr(images, "DaliDecoder", None)
+    assert same(make(decoder="auto").batch(0), expected)

@@ -108,6 +108,9 @@ def test_a_cut_off_tar_is_repaired_as_far_as_it_goes(shards):
     assert {bad.reason for bad in found.bad} == {"the tar ends before it"}
     quarantine(shards, {"train": found})
     assert len(ShardSet(shards, "train").quarantined) == len(found.bad)
+    for is_full in (False, True):
+        again = verify(shards, is_full=is_full)
+        assert (again.problems, again.lasting_problems, again.bad) == ([], [], [])
 
 
 def test_what_no_quarantine_repairs(shards):

@@ -10,10 +10,8 @@ import argparse
 from cbd_fast.dashboard import make_console
 from cbd_fast.errors import run_command
 from cbd_fast.sharding.command_line import (
-    add_checking_options,
-    add_choosing_options,
     add_layout_options,
-    add_writing_options,
+    add_options,
     layout_from,
     progress_on,
     report,
@@ -30,9 +28,7 @@ def main() -> None:
     """Parses the command line, indexes or rewrites the shards, prints what was done."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_layout_options(parser)
-    add_choosing_options(parser, "webdataset")
-    add_writing_options(parser, is_out_required=False)
-    add_checking_options(parser)
+    add_options(parser, "webdataset", is_out_required=False)
     parser.set_defaults(source="webdataset")
     arguments = parser.parse_args()
     for name in ONLY_WITH_OUT:

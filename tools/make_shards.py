@@ -13,10 +13,8 @@ from pathlib import Path
 from cbd_fast.dashboard import make_console
 from cbd_fast.errors import run_command
 from cbd_fast.sharding.command_line import (
-    add_checking_options,
-    add_choosing_options,
     add_layout_options,
-    add_writing_options,
+    add_options,
     layout_from,
     progress_on,
     report,
@@ -50,10 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     def add(name: str, text: str) -> argparse.ArgumentParser:
         source = sources.add_parser(name, help=text, description=text)
-        if name != "digits":
-            add_choosing_options(source, name)
-        add_writing_options(source)
-        add_checking_options(source)
+        add_options(source, name)
         return source
 
     add("digits", "scikit-learn's handwritten digits, long-tailed")

@@ -23,8 +23,8 @@ class DaliDecoder:
     A picture that DALI cannot decode makes its pipeline invalid for good. The pipeline is then built again, and that
     batch is decoded by the reference decoder, which says which picture it was.
 
-    Where it only decodes, every thread that calls has a pipeline of its own, with one thread: the parallelism is over
-    threads. Where it does all there is one pipeline, and one batch at a time.
+    Where it only decodes, every thread that calls has a pipeline of its own: the parallelism is over threads. Where it
+    does all there is one pipeline, and one batch at a time.
     """
 
     def __init__(
@@ -35,6 +35,7 @@ class DaliDecoder:
         batch_size: int,
         image_size: int,
         pads: bool,
+        num_threads: int = 1,
         does_all: bool | None = None,
     ) -> None:
         """Builds a pipeline, to see that it can be built.
@@ -45,13 +46,14 @@ class DaliDecoder:
             batch_size: pictures of the largest batch.
             image_size: side of the crops in pixels.
             pads: whether boxes may reach over the picture's edges.
+            num_threads: of each pipeline.
             does_all: whether DALI also cuts and resizes; by default on a GPU.
 
         Raises:
             InputError: DALI is not installed, or cannot use the device.
         """
         self._reference, self._device, self._pads = reference, device, pads
-        self._batch_size, self._image_size = batch_size, image_size
+        self._batch_size, self._image_size, self._num_threads = batch_size, image_size, num_threads
         self._is_on_gpu = device.type == "cuda"
         self._does_all = self._is_on_gpu if does_all is None else does_all
         # A GPU decodes whole pictures: its hardware engines do so anyway, and the nvImageCodec 0.9 of DALI 2.4 fails
@@ -118,7 +120,7 @@ class DaliDecoder:
             ) from error
         pipeline = Pipeline(
             batch_size=self._batch_size,
-            num_threads=1,
+            num_threads=self._num_threads,
             device_id=(self._device.index or 0) if self._is_on_gpu else None,
             prefetch_queue_depth=1,  # one batch in, one batch out
         )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any
 
@@ -52,7 +53,7 @@ class ImageMaker:
             InputError: DALI was asked for and cannot be used.
         """
         self._shards, self._pool, self._image_size, self._device = shards, pool, image_size, device
-        has_dali = decoder == "dali" or (decoder == "auto" and find_spec("nvidia.dali") is not None)
+        has_dali = decoder == "dali" or (decoder == "auto" and _dali_is_installed())
         self._decodes_on_gpu = has_dali and device.type == "cuda"
         # two groups per thread and batch, so that threads end together; small enough for the processor's cache
         self._group_size = min(MAX_GROUP_SIZE, -(-batch_size // (num_threads * 2)))
@@ -65,6 +66,7 @@ class ImageMaker:
                 batch_size=batch_size if self._decodes_on_gpu else self._group_size,
                 image_size=image_size,
                 pads=pads,
+                num_threads=num_threads if self._decodes_on_gpu else 1,
             )
 
     def __call__(self, plan: Plan) -> tuple[torch.Tensor, dict[int, str]]:
@@ -129,3 +131,9 @@ class ImageMaker:
         files = list(mapping(read, plan.rows.tolist()))
         bad = {position: str(file) for position, file in enumerate(files) if isinstance(file, OSError)}
         return [file for file in files if isinstance(file, np.ndarray)], bad
+
+
+def _dali_is_installed() -> bool:
+    with suppress(ModuleNotFoundError):  # not even the package that it would be in
+        return find_spec("nvidia.dali") is not None
+    return False

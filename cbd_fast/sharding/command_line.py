@@ -28,7 +28,15 @@ NUM_SKIPPED_SHOWN = 10
 DEFAULT_MAX_BAD_SHARE = 0.01
 
 
-def add_checking_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser, source: str, is_out_required: bool = True) -> None:
+    """All options but those that say where a source is."""
+    if source != "digits":  # a long tail that is as it is
+        _add_choosing_options(parser, source)
+    _add_writing_options(parser, is_out_required)
+    _add_checking_options(parser)
+
+
+def _add_checking_options(parser: argparse.ArgumentParser) -> None:
     """How pictures are checked, and by how many workers."""
     group = parser.add_argument_group("checking")
     group.add_argument(
@@ -56,7 +64,7 @@ def add_checking_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--strict", action="store_true", help="stop at the first picture that cannot be used")
 
 
-def add_writing_options(parser: argparse.ArgumentParser, is_out_required: bool = True) -> None:
+def _add_writing_options(parser: argparse.ArgumentParser, is_out_required: bool) -> None:
     """Where shards go, their size, and how pictures are stored."""
     group = parser.add_argument_group("shards")
     group.add_argument("--out", type=Path, required=is_out_required, metavar="DIR", help="the folder to write")
@@ -75,7 +83,7 @@ def add_writing_options(parser: argparse.ArgumentParser, is_out_required: bool =
     )
 
 
-def add_choosing_options(parser: argparse.ArgumentParser, source: str) -> None:
+def _add_choosing_options(parser: argparse.ArgumentParser, source: str) -> None:
     """Which pictures of a source are taken."""
     group = parser.add_argument_group("which pictures")
     group.add_argument(

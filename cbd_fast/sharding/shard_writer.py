@@ -111,7 +111,7 @@ class ShardWriter:
         path = self._job.folder / shard.file
         for picture in pictures:
             checked = self._checked(picture, tally)
-            if checked is not None and checked.data != picture.read():
+            if checked is not None and checked.converted:
                 reason = "not of 8-bit grey or RGB, or a format that only rewriting (--out) can use"
                 self._skip(picture, reason, tally)
             elif checked is not None:

@@ -166,7 +166,7 @@ def _check_shard(
         findings.lasting_problems.append(
             f"{path}: {record.num_pictures} pictures in dataset.json, but {len(rows)} in the index"
         )
-    is_bad = np.zeros(len(rows), bool)
+    is_bad = findings.index.rows["width"][rows] == 0  # quarantined before
     if is_full:
         is_bad[:] = [not _check_picture(path, int(row), findings) for row in rows]
     problems = list(_compare_places(path, findings.index.rows[rows[~is_bad]], is_foreign=is_foreign))
