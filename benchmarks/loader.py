@@ -1,143 +1,183 @@
-"""How many pictures per second does the loader decode, beside torchvision under a DataLoader, from the same shards?
+"""How many pictures per second does each loader give? All of them in one run, in turn, on the same pictures.
 
-    python benchmarks/loader.py --shards DIR [--image-size 224] [--rounds 5] [--seconds 10] [--out FILE.json]
+    python benchmarks/make_data.py --pictures JPEGS --out DATA
+    python benchmarks/loader.py --pictures DATA/pictures/train --shards DATA/shards DATA/shards_256
 
-Every contestant draws class-balanced, cuts random resized crops and flips them, with as many threads or workers as this
-process has cores. Contestants take turns, so that whatever else the machine does meets all of them alike.
+--pictures is any folder of class folders, --shards any shards of the same pictures. Every contestant cuts random
+resized crops and flips them, in batches of 128, with as many threads or workers as this process has cores, in a process
+of its own that sleeps while others have their turn. Those that can draw class-balanced do; the shares of the largest
+and smallest class tell what each really drew.
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import psutil
 import torch
+from contestants import BATCH_SIZE, PREFETCH, Batches, Contestant, all_contestants
 from report import machine_and_versions, print_table, write_json
-from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
-from torchvision.transforms import v2
 
-from cbd_fast import Loader
-from cbd_fast.errors import run_command
+from cbd_fast.errors import InputError, RunError, run_command
 from cbd_fast.loading.machine import num_cores
-from cbd_fast.sharding.decode import decode_rgb
 from cbd_fast.sharding.shard_set import ShardSet
 
-BATCH_SIZE = 128
-PREFETCH = 2  # batches that each DataLoader worker prepares ahead of time, as by default
-BASELINE = "torchvision decode + v2, DataLoader"
-PACKAGES = ("torch", "torchvision", "numpy", "nvidia-dali-cuda120")
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "webdataset", "nvidia-dali-cuda120")
+WARM_UP_SHARE = 0.4  # of a turn's time
 
 
-class TorchvisionPictures(Dataset[tuple[torch.Tensor, int]]):
-    """What a user would write: decode, random resized crop, flip, all on uint8."""
+@dataclass
+class Runner:
+    """A contestant in its own process, and what it has done."""
 
-    def __init__(self, shards: Path, image_size: int) -> None:
-        self.shards = ShardSet(shards, "train")
-        crop = v2.RandomResizedCrop(image_size, scale=(0.05, 1), antialias=True)
-        self.transform = v2.Compose([crop, v2.RandomHorizontalFlip()])
+    contestant: Contestant
+    process: Any
+    told: Connection
+    rates: list[float] = field(default_factory=list)
+    drawn: Counter[int] = field(default_factory=Counter)
+    peak_bytes: int = 0
 
-    def __len__(self) -> int:
-        return len(self.shards)
-
-    def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
-        return self.transform(decode_rgb(self.shards.read(row))), int(self.shards.index.rows["label"][row])
+    def turn(self, seconds: float, counts: bool = True) -> None:
+        """Lets it run for so long, watching its memory."""
+        self.told.send(seconds)
+        while not self.told.poll(0.5):
+            self.peak_bytes = max(self.peak_bytes, proportional_bytes(self.process.pid))
+        try:
+            rate, drawn = self.told.recv()
+        except EOFError:
+            raise RunError(f"{self.contestant.name}: its process ended; see above") from None
+        if counts:
+            self.rates.append(rate)
+            self.drawn.update(drawn)
 
 
 def main() -> None:
     """Measures, prints a table and writes JSON."""
     arguments = parse_arguments()
-    contestants = {name: make() for name, make in make_contestants(arguments).items()}
-    rates: dict[str, list[float]] = {name: [] for name in contestants}
-    for batches in contestants.values():
-        measure(batches, arguments.seconds / 5)  # warm-up: worker start, page cache
+    contestants = all_contestants(arguments.pictures, arguments.shards, arguments.image_size, arguments.resident)
+    if arguments.only:
+        wanted = [*arguments.only.split(","), contestants[0].name]
+        contestants = [each for each in contestants if any(word in each.name for word in wanted)]
+    runners = [start(contestant) for contestant in contestants]
+    for runner in runners:
+        runner.turn(arguments.seconds * WARM_UP_SHARE, counts=False)
     for _ in range(arguments.rounds):
-        for name, batches in contestants.items():
-            rates[name].append(measure(batches, arguments.seconds))
-    rows = [summarized(name, values, statistics.median(rates[BASELINE])) for name, values in rates.items()]
-    report(rows, arguments)
+        for runner in runners:
+            runner.turn(arguments.seconds)
+    for runner in runners:
+        runner.told.send(None)
+        runner.process.join()
+    report([summarized(runner, runners[0], arguments) for runner in runners], arguments)
 
 
-def make_contestants(arguments: argparse.Namespace) -> dict[str, Callable[[], Iterator[Any]]]:
-    """Name and endless batches of each contestant."""
-    has_gpu = torch.cuda.is_available()
-    where = "GPU" if has_gpu else "CPU"
-    return {
-        BASELINE: lambda: torchvision_batches(arguments.shards, arguments.image_size),
-        "cbd_fast, torch threads": lambda: our_batches(arguments.shards, arguments.image_size, "torch"),
-        f"cbd_fast, DALI on the {where}": lambda: our_batches(arguments.shards, arguments.image_size, "dali"),
-    }
+def start(contestant: Contestant) -> Runner:
+    """Starts a contestant's process."""
+    context = get_context("spawn")
+    mine, its = context.Pipe()
+    process = context.Process(target=serve, args=(contestant, its))
+    process.start()
+    its.close()
+    return Runner(contestant, process, mine)
 
 
-def our_batches(shards: Path, image_size: int, decoder: str) -> Iterator[Any]:
-    """Batches of this project's loader, on the GPU where there is one."""
-    loader = Loader(shards, sampling="class_balanced", batch_size=BATCH_SIZE, image_size=image_size, decoder=decoder)
-    for batch in loader.steps(0, 10**9):
-        yield batch.images
+def serve(contestant: Contestant, told: Connection) -> None:
+    """In the contestant's process: runs for as long as it is told to, until there is nothing more to do."""
+    batches: Batches | None = None
+    with suppress(EOFError):  # whoever measures has ended
+        while (seconds := told.recv()) is not None:
+            batches = batches or contestant.batches()
+            told.send(measure(batches, seconds))
 
 
-def torchvision_batches(shards: Path, image_size: int) -> Iterator[Any]:
-    """Batches of a DataLoader, made the same float32 input on the same device."""
-    pictures = TorchvisionPictures(shards, image_size)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    weights = 1 / pictures.shards.index.counts[pictures.shards.index.rows["label"]]
-    sampler = WeightedRandomSampler(weights.tolist(), num_samples=10**7)
-    loader = DataLoader(
-        pictures,
-        BATCH_SIZE,
-        sampler=sampler,
-        num_workers=num_cores(),
-        pin_memory=device == "cuda",
-        prefetch_factor=PREFETCH,
-    )
-    for images, _ in loader:
-        yield images.to(device, non_blocking=True).float() / 255
-
-
-def measure(batches: Iterator[Any], seconds: float) -> float:
-    """Pictures per second over at least so many seconds."""
-    for _ in range(PREFETCH * num_cores()):  # made while the others had their turn
+def measure(batches: Batches, seconds: float) -> tuple[float, Counter[int]]:
+    """Pictures per second over at least so many seconds, and how many of each class."""
+    drawn: Counter[int] = Counter()
+    for _ in range(PREFETCH * num_cores() + 2):  # made while the others had their turn
         next(batches)
     num_pictures, began = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - began) < seconds:
-        num_pictures += len(next(batches))
+        images, labels = next(batches)
+        num_pictures += len(images)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-    return num_pictures / elapsed
+        drawn.update(labels.tolist())
+    return num_pictures / elapsed, drawn
 
 
-def summarized(name: str, values: list[float], baseline: float) -> dict[str, Any]:
-    """Median and spread of a contestant's rounds."""
-    median = statistics.median(values)
+def proportional_bytes(pid: int) -> int:
+    """Memory of a process and those that it started; what several share is divided among them."""
+    total = 0
+    for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
+        try:
+            total += process.memory_full_info().pss
+        except psutil.NoSuchProcess:
+            continue
+    return total
+
+
+def summarized(runner: Runner, baseline: Runner, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One row of the table."""
+    median = statistics.median(runner.rates)
+    num_drawn, num_classes = sum(runner.drawn.values()), num_classes_of(arguments)
+    per_class = [runner.drawn[label] for label in range(num_classes)]
     return {
-        "contestant": name,
+        "contestant": runner.contestant.name,
         "pictures/s": round(median),
-        "spread": f"{min(values):,.0f} to {max(values):,.0f}",
-        "ratio": round(median / baseline, 2),
+        "spread": f"{min(runner.rates):,.0f} to {max(runner.rates):,.0f}",
+        "ratio": f"{median / statistics.median(baseline.rates):.2f}",
+        "MB on disk": round(disk_bytes(runner.contestant.path) / 1e6),
+        "peak MB": round(runner.peak_bytes / 1e6),
+        "class share, % (largest, smallest)": f"{100 * max(per_class) / num_drawn:.3f}, "
+        f"{100 * min(per_class) / num_drawn:.3f}",
     }
+
+
+def num_classes_of(arguments: argparse.Namespace) -> int:
+    """Classes of the pictures."""
+    return sum(path.is_dir() for path in arguments.pictures.iterdir())
+
+
+def disk_bytes(folder: Path) -> int:
+    """Of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def report(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
     """Prints the table and writes the JSON."""
-    shards = ShardSet(arguments.shards, "train")
-    kilobytes = round(float(np.median(shards.index.rows["size"])) / 1e3, 1)
-    print_table(rows, f"{arguments.shards}: {kilobytes} KB a picture to {arguments.image_size} pixels")
-    data = {"pictures": len(shards), "classes": shards.num_classes, "median_kilobytes": kilobytes}
+    num_pictures = sum(path.is_file() for path in arguments.pictures.rglob("*"))
+    title = (
+        f"{num_pictures:,} pictures of {num_classes_of(arguments)} classes to {arguments.image_size} pixels, batches "
+        f"of {BATCH_SIZE}; medians of {arguments.rounds} rounds of {arguments.seconds:g} s"
+    )
+    print_table(rows, title)
     settings = {key: str(value) for key, value in vars(arguments).items()}
-    write_json(arguments.out, {"settings": settings, **machine_and_versions(PACKAGES), "data": data, "rows": rows})
+    write_json(arguments.out, {"settings": settings, "title": title, **machine_and_versions(PACKAGES), "rows": rows})
 
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shards", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--pictures", type=Path, required=True, metavar="DIR", help="one folder per class")
+    parser.add_argument("--shards", type=Path, nargs="+", required=True, metavar="DIR", help="shards of these pictures")
     parser.add_argument("--image-size", type=int, default=224, metavar="N")
+    parser.add_argument("--resident", type=float, default=0.2, metavar="SHARE", help="default 0.2; and none")
     parser.add_argument("--rounds", type=int, default=5, metavar="N")
-    parser.add_argument("--seconds", type=float, default=10, metavar="S", help="of each contestant in each round")
+    parser.add_argument("--seconds", type=float, default=5, metavar="S", help="of each contestant in each round")
+    parser.add_argument("--only", metavar="WORDS", help="contestants with one of these in their names, and the first")
     parser.add_argument("--out", type=Path, metavar="FILE.json")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if not arguments.pictures.is_dir() or not any(path.is_dir() for path in arguments.pictures.iterdir()):
+        raise InputError(f"--pictures {arguments.pictures}: not a folder of class folders")
+    for folder in arguments.shards:
+        ShardSet(folder, "train")  # says what is wrong before anything runs
+    return arguments
 
 
 if __name__ == "__main__":

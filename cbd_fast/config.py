@@ -117,6 +117,18 @@ class Runtime(Settings):
         description="of each process, for loading and, without a GPU, for computing; by default its share of the cores",
     )
     prefetch: int = Field(2, gt=0, description="batches that are prepared ahead of time")
+    resident: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="share of the training pictures to keep decoded in memory, the most drawn per byte",
+    )
+    resident_gb: float | None = Field(
+        None,
+        ge=0,
+        description="the same as a limit of memory per machine, in 10**9 bytes; either this or `resident`",
+    )
+    resident_on_gpu: bool = Field(False, description="keep them in each process's GPU memory; needs DALI on a GPU")
     max_bad_share: float = Field(
         0.01, ge=0, le=1, description="of the pictures of a split that may turn out bad; one alone never ends a run"
     )
@@ -126,6 +138,12 @@ class Runtime(Settings):
     checkpoint_every: int = Field(1000, gt=0, description="steps between two checkpoints")
     evaluate_every: int | None = Field(None, gt=0, description="steps between two evaluations; by default at the end")
     record_batches: bool = Field(False, description="write every batch's pictures, boxes and colours, for checking")
+
+    @model_validator(mode="after")
+    def _check(self) -> "Runtime":
+        if self.resident is not None and self.resident_gb is not None:
+            raise ValueError("set either `resident` or `resident_gb`, and not both")
+        return self
 
 
 def _word(value: Any) -> Any:

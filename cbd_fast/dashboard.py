@@ -1,6 +1,5 @@
 """What a person sees of a run: a live screen on a terminal, plain lines anywhere else. It only looks."""
 
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from cbd_fast.console import Rate, make_console
+
+LONG = ("batch_milliseconds", "filling")  # numbers that have a line of their own
 METRICS = ("top1", "top5", "per_class_mean", "many", "medium", "few")
 
 
@@ -40,6 +42,9 @@ class Dashboard(Protocol):
 
     def begin(self, model: str, step: int) -> None:
         """Training of a model begins, or goes on, after ``step`` steps."""
+
+    def filling(self, done: int, total: int) -> None:
+        """So many of the pictures that are to be resident are decoded."""
 
     def log(self, record: Mapping[str, Any]) -> None:
         """A line of metrics.jsonl."""
@@ -85,6 +90,7 @@ class Silent:
 
     def start(self, title: str, models: Sequence[PlannedModel]) -> None: ...
     def begin(self, model: str, step: int) -> None: ...
+    def filling(self, done: int, total: int) -> None: ...
     def log(self, record: Mapping[str, Any]) -> None: ...
     def evaluated(self, model: str, step: int, metrics: Mapping[str, float | None]) -> None: ...
     def note(self, message: str) -> None: ...
@@ -103,6 +109,12 @@ class PlainLog:
         self._left.begin(step)
         how = f"goes on after step {step}" if step else "begins"
         self._print(f"stage {self._models[model].stage}, {model}: {how}")
+
+    def filling(self, done: int, total: int) -> None:
+        if not done:
+            self._rate = Rate()
+        if done == total:
+            self._print(f"{total:,} pictures are resident  {self._rate.describe(total)}".rstrip())
 
     def log(self, record: Mapping[str, Any]) -> None:
         model, step = record["model"], record["step"]
@@ -152,6 +164,11 @@ class Screen:
         self._model, self._numbers = f"stage {self._stages[model]}, {model}", {}
         self._progress.update(self._tasks[model], completed=step)
 
+    def filling(self, done: int, total: int) -> None:
+        if not done:
+            self._rate = Rate()
+        self._numbers = {"filling": f"resident pictures {done:,} of {total:,}  {self._rate.describe(done)}".rstrip()}
+
     def log(self, record: Mapping[str, Any]) -> None:
         self._seconds_left = self._left.seconds(record["model"], record["step"])
         self._left_at = time.perf_counter()
@@ -175,19 +192,15 @@ class Screen:
             left = max(0.0, left - (now - self._left_at))
         clock = f"{self._model}    elapsed {duration(now - self._began)}    left {duration(left)}"
         numbers = Table.grid(padding=(0, 3), expand=False)
-        cells = list(self._numbers.values())
+        cells = [text for name, text in self._numbers.items() if name not in LONG]
         for row in range(0, len(cells), 4):
             numbers.add_row(*cells[row : row + 4])
         parts: list[RenderableType] = [clock, self._progress, numbers]
+        parts += [text for name, text in self._numbers.items() if name in LONG]
         if self._evaluations:
             parts.append(comparison(self._evaluations))
         parts += [Text(note, "yellow") for note in self._notes]  # not markup: they hold names of files
         return Panel(Group(*parts), title=Text(self._title), title_align="left")
-
-
-def make_console() -> Console:
-    """A console that draws only on a real terminal, whatever FORCE_COLOR says."""
-    return Console(force_terminal=None if sys.stdout.isatty() else False)
 
 
 def make_dashboard(is_main: bool) -> Dashboard:
@@ -220,6 +233,8 @@ def described(record: Mapping[str, Any]) -> dict[str, str]:
         "data_wait_share": f"waiting for data {100 * record['data_wait_share']:.1f} %",
         "memory_gigabytes": f"memory {record['memory_gigabytes']:.2f} GB",
     }
+    parts = "  ".join(f"{name} {value:.0f}" for name, value in record["batch_milliseconds"].items())
+    words["batch_milliseconds"] = f"ms of a batch: {parts}"
     if record["bad_pictures"]:
         words["bad_pictures"] = f"bad pictures {record['bad_pictures']}"
     return losses | words

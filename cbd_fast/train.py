@@ -17,7 +17,8 @@ from accelerate import Accelerator
 from rich.table import Table
 
 from cbd_fast.config import Config, describe_settings, read_config
-from cbd_fast.dashboard import Dashboard, PlannedModel, comparison, duration, make_console, make_dashboard
+from cbd_fast.console import make_console
+from cbd_fast.dashboard import Dashboard, PlannedModel, comparison, duration, make_dashboard
 from cbd_fast.errors import InputError, run_command
 from cbd_fast.files import PARTIAL_SUFFIX
 from cbd_fast.loading.machine import num_cores

@@ -7,7 +7,7 @@ python tools/index_shards.py DIR --out shards/NAME [--short-side 256]    # write
 
 import argparse
 
-from cbd_fast.dashboard import make_console
+from cbd_fast.console import make_console
 from cbd_fast.errors import run_command
 from cbd_fast.sharding.command_line import (
     add_layout_options,

@@ -10,7 +10,7 @@ Interrupted, the same command goes on where it stopped. make_shards.py SOURCE --
 import argparse
 from pathlib import Path
 
-from cbd_fast.dashboard import make_console
+from cbd_fast.console import make_console
 from cbd_fast.errors import run_command
 from cbd_fast.sharding.command_line import (
     add_layout_options,

@@ -12,9 +12,7 @@ import os
 from functools import partial
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from cbd_fast.dashboard import make_console
+from cbd_fast.console import make_bars, make_console
 from cbd_fast.errors import RunError, run_command
 from cbd_fast.sharding.command_line import positive_int
 from cbd_fast.sharding.manifest import read_manifest
@@ -28,11 +26,10 @@ def main() -> None:
     arguments = parse_arguments()
     manifest = read_manifest(arguments.folder)
     console = make_console()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     findings: dict[str, SplitFindings] = {}
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with make_bars(console) as progress:
         for split, record in manifest.splits.items():
-            task = progress.add_task(split, total=record.num_pictures)
+            task = progress.add_task(split, total=record.num_pictures, rate="")
             findings[split] = verify_split(
                 arguments.folder,
                 manifest,

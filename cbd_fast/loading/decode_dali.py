@@ -7,6 +7,7 @@ CPU it only decodes, and only the box: its resizing takes several times as long 
 import threading
 import warnings
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,17 +15,18 @@ import torch
 
 from cbd_fast.errors import InputError
 from cbd_fast.loading.augment import Plan
-from cbd_fast.loading.decode_torch import Crops, Decoder, crop_and_resize, resize
+from cbd_fast.loading.dali_pipelines import build_pipeline
+from cbd_fast.loading.decode_torch import Crops, Decoder, Source, crop_and_resize, resize
 
 
 class DaliDecoder:
-    """A DALI pipeline used as a function.
+    """DALI pipelines used as functions.
 
     A picture that DALI cannot decode makes its pipeline invalid for good. The pipeline is then built again, and that
     batch is decoded by the reference decoder, which says which picture it was.
 
-    Where it only decodes, every thread that calls has a pipeline of its own: the parallelism is over threads. Where it
-    does all there is one pipeline, and one batch at a time.
+    Where it only decodes, every thread that calls has pipelines of its own: the parallelism is over threads. Where it
+    does all, the pipelines are everybody's, and one batch runs at a time.
     """
 
     def __init__(
@@ -52,102 +54,114 @@ class DaliDecoder:
         Raises:
             InputError: DALI is not installed, or cannot use the device.
         """
-        self._reference, self._device, self._pads = reference, device, pads
-        self._batch_size, self._image_size, self._num_threads = batch_size, image_size, num_threads
-        self._is_on_gpu = device.type == "cuda"
-        self._does_all = self._is_on_gpu if does_all is None else does_all
+        self._reference, self._device, self._image_size = reference, device, image_size
+        self._does_all = device.type == "cuda" if does_all is None else does_all
         # A GPU decodes whole pictures: its hardware engines do so anyway, and the nvImageCodec 0.9 of DALI 2.4 fails
         # on regions (NVIDIA/nvImageCodec issue 55).
-        self._decodes_regions = not self._does_all and not pads
+        self._decodes_boxes = not self._does_all and not pads
+        self._settings: dict[str, Any] = {"batch_size": batch_size, "num_threads": num_threads, "device": device}
         self._running = threading.Lock()
-        self._pipelines: Any = threading.local()
-        self._pipeline = self._build()
+        self._pipelines: Any = SimpleNamespace() if self._does_all else threading.local()
+        self._pipeline("crop_files" if self._does_all else self._decoding)
 
-    def __call__(self, encoded: Sequence[np.ndarray], plan: Plan) -> Crops:
+    def __call__(self, sources: Sequence[Source], plan: Plan) -> Crops:
         try:
-            return self._do_all(encoded, plan) if self._does_all else self._only_decode(encoded, plan)
+            return self._do_all(sources, plan) if self._does_all else self._only_decode(sources, plan)
         except RuntimeError as error:
             reason = str(error).strip()
-        crops = self._reference(encoded, plan)
+        crops = self._reference(sources, plan)
         if not crops.bad:
             warnings.warn(f"DALI failed on a batch that torchvision decodes, now on the CPU: {reason}", stacklevel=2)
         return Crops(crops.pixels.to(self._device), crops.bad)
 
-    def _do_all(self, encoded: Sequence[np.ndarray], plan: Plan) -> Crops:
+    def whole(self, encoded: Sequence[np.ndarray], sizes: np.ndarray) -> list[torch.Tensor | str]:
+        boxes = np.concatenate([np.zeros_like(sizes), sizes], axis=1)
+        try:
+            if not self._does_all:
+                decoded = self._run(self._decoding, encoded, boxes)
+                return [torch.from_numpy(np.asarray(decoded[place]).copy()) for place in range(len(encoded))]
+            with self._running:
+                decoded = self._run("decode", encoded, boxes)
+                pictures = [torch.from_dlpack(decoded[place]).clone() for place in range(len(encoded))]
+                self._wait()
+                return list(pictures)
+        except RuntimeError:
+            if len(encoded) == 1:
+                return self._reference.whole(encoded, sizes)
+        # one by one, or the good ones would have the reference's pixels
+        return [self.whole([data], sizes[place : place + 1])[0] for place, data in enumerate(encoded)]
+
+    def _do_all(self, sources: Sequence[Source], plan: Plan) -> Crops:
+        size = self._image_size
+        pixels = torch.empty((len(plan), size, size, 3), dtype=torch.uint8, device=self._device)
+        are_files = np.array([isinstance(source, np.ndarray) for source in sources])
         with self._running:
-            try:
-                output = self._run(self._pipeline, encoded, plan)
-                # the clone is the caller's own; DALI uses its memory again for the next batch, so it must be done
-                pixels = torch.from_dlpack(output.as_tensor()).clone()
-                if pixels.is_cuda:
-                    torch.cuda.current_stream(pixels.device).synchronize()
-            except RuntimeError:
-                self._pipeline = self._build()
-                raise
+            for task, chosen in (("crop_files", are_files), ("crop_pictures", ~are_files)):
+                if chosen.any():
+                    positions = np.flatnonzero(chosen)
+                    output = self._run(
+                        task, [sources[position] for position in positions.tolist()], plan.boxes[positions]
+                    )
+                    # DALI uses its memory again for the next batch: what is copied here must be done by then
+                    pixels[torch.from_numpy(positions).to(self._device)] = torch.from_dlpack(output.as_tensor())
+            self._wait()
         return Crops(pixels, {})
 
-    def _only_decode(self, encoded: Sequence[np.ndarray], plan: Plan) -> Crops:
-        if not hasattr(self._pipelines, "of_thread"):
-            self._pipelines.of_thread = self._build()
-        try:
-            output = self._run(self._pipelines.of_thread, encoded, plan)
-        except RuntimeError:
-            del self._pipelines.of_thread
-            raise
+    def _only_decode(self, sources: Sequence[Source], plan: Plan) -> Crops:
         size = self._image_size
         pixels = torch.empty((len(plan), size, size, 3), dtype=torch.uint8)
-        for position, box in enumerate(plan.boxes):
-            picture = torch.from_numpy(np.asarray(output[position]))
-            pixels[position] = resize(picture, size) if self._decodes_regions else crop_and_resize(picture, box, size)
+        files = [position for position, source in enumerate(sources) if isinstance(source, np.ndarray)]
+        decoded = self._run(self._decoding, [sources[position] for position in files], plan.boxes[files])
+        for place, position in enumerate(files):
+            picture, box = torch.from_numpy(np.asarray(decoded[place])), plan.boxes[position]
+            pixels[position] = resize(picture, size) if self._decodes_boxes else crop_and_resize(picture, box, size)
+        for position, source in enumerate(sources):
+            if isinstance(source, torch.Tensor):
+                pixels[position] = crop_and_resize(source, plan.boxes[position], size)
         return Crops(pixels, {})
 
-    def _run(self, pipeline: Any, encoded: Sequence[np.ndarray], plan: Plan) -> Any:
-        inputs: dict[str, Any] = {"encoded": list(encoded)}
-        if self._does_all or self._decodes_regions:
-            boxes = plan.boxes.astype(np.int32)
-            inputs |= {"anchors": list(boxes[:, :2]), "shapes": list(boxes[:, 2:])}
-        (output,) = pipeline.run(**inputs)
+    @property
+    def _decoding(self) -> str:
+        return "decode_boxes" if self._decodes_boxes else "decode"
+
+    def _run(self, task: str, sources: Sequence[Source], boxes: np.ndarray) -> Any:
+        if not sources:
+            return []
+        # DALI takes a tensor for one of the GPU
+        arrays = [
+            source.numpy() if isinstance(source, torch.Tensor) and not source.is_cuda else source for source in sources
+        ]
+        inputs: dict[str, Any] = {"sources": arrays}
+        if task != "decode":
+            numbers = boxes.astype(np.int32)
+            inputs |= {"anchors": list(numbers[:, :2]), "shapes": list(numbers[:, 2:])}
+        try:
+            (output,) = self._pipeline(task, sources[0]).run(**inputs)
+        except RuntimeError:
+            del self._pipelines.__dict__[task]
+            raise
         return output
 
-    def _build(self) -> Any:
-        try:
-            from nvidia.dali import fn, types
-            from nvidia.dali.pipeline import Pipeline
-        except ImportError as error:
-            raise InputError(
-                f"decoder=dali: NVIDIA DALI cannot be imported ({error}); pip install nvidia-dali-cuda120, "
-                "or use decoder=torch"
-            ) from error
-        pipeline = Pipeline(
-            batch_size=self._batch_size,
-            num_threads=self._num_threads,
-            device_id=(self._device.index or 0) if self._is_on_gpu else None,
-            prefetch_queue_depth=1,  # one batch in, one batch out
-        )
-        decoding: dict[str, Any] = {
-            "device": "mixed" if self._is_on_gpu else "cpu",
-            "output_type": types.RGB,
-            "adjust_orientation": False,
-        }
-        boxing: dict[str, Any] = {"axes": (0, 1), "normalized_anchor": False, "normalized_shape": False}
-        with pipeline:
-            encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
-            if self._does_all or self._decodes_regions:
-                anchors = fn.external_source(name="anchors", dtype=types.INT32, ndim=1)
-                shapes = fn.external_source(name="shapes", dtype=types.INT32, ndim=1)
-            if self._decodes_regions:
-                pictures = fn.decoders.image_slice(encoded, anchors, shapes, **boxing, **decoding)
-            else:
-                pictures = fn.decoders.image(encoded, **decoding)
-            if self._does_all:
-                pictures = fn.slice(pictures, anchors, shapes, **boxing, out_of_bounds_policy="pad", fill_values=0)
-                size = [self._image_size, self._image_size]
-                pictures = fn.resize(pictures, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
-            pipeline.set_outputs(pictures)
-        try:
-            pipeline.build()
-        except RuntimeError as error:
-            raise InputError(
-                f"decoder=dali: cannot use {self._device} ({str(error).splitlines()[0]}); use decoder=torch"
-            ) from error
-        return pipeline
+    def _pipeline(self, task: str, source: Source | None = None) -> Any:
+        pipelines = self._pipelines.__dict__
+        if task not in pipelines:
+            are_on_gpu = isinstance(source, torch.Tensor) and source.is_cuda
+            try:
+                pipelines[task] = build_pipeline(
+                    task, image_size=self._image_size, are_sources_on_gpu=are_on_gpu, **self._settings
+                )
+            except ImportError as error:
+                raise InputError(
+                    f"decoder=dali: NVIDIA DALI cannot be imported ({error}); pip install nvidia-dali-cuda120, "
+                    "or use decoder=torch"
+                ) from error
+            except RuntimeError as error:
+                raise InputError(
+                    f"decoder=dali: cannot use {self._device} ({str(error).splitlines()[0]}); use decoder=torch"
+                ) from error
+        return pipelines[task]
+
+    def _wait(self) -> None:
+        """Until the GPU has copied what DALI's memory held."""
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()

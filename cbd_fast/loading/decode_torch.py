@@ -31,11 +31,26 @@ class Crops:
     bad: dict[int, str]
 
 
+# a picture's file, (num_bytes,) uint8, or the picture itself, decoded before: (height, width, 3) uint8
+Source = np.ndarray | torch.Tensor
+
+
 class Decoder(Protocol):
     """The contract; may be called from several threads."""
 
-    def __call__(self, encoded: Sequence[np.ndarray], plan: Plan) -> Crops:
-        """Decodes pictures: of each its file, ``(num_bytes,)`` uint8, and its box in the plan."""
+    def __call__(self, sources: Sequence[Source], plan: Plan) -> Crops:
+        """Makes crops of pictures: of each its file, or what ``whole`` made of that, and its box in the plan."""
+
+    def whole(self, encoded: Sequence[np.ndarray], sizes: np.ndarray) -> list[torch.Tensor | str]:
+        """Decodes whole pictures.
+
+        Args:
+            encoded: files, each ``(num_bytes,)`` uint8.
+            sizes: ``(n, 2)`` heights and widths in pixels.
+
+        Returns:
+            Of each file its picture, ``(height, width, 3)`` uint8, or the reason why there is none.
+        """
 
 
 class TorchDecoder:
@@ -45,21 +60,31 @@ class TorchDecoder:
         """``image_size``: side of the crops in pixels."""
         self._image_size = image_size
 
-    def __call__(self, encoded: Sequence[np.ndarray], plan: Plan) -> Crops:
+    def __call__(self, sources: Sequence[Source], plan: Plan) -> Crops:
         size = self._image_size
         pixels = torch.empty((len(plan), size, size, 3), dtype=torch.uint8)
         bad = {}
-        for position, (data, box) in enumerate(zip(encoded, plan.boxes, strict=True)):
-            try:
-                picture = decode_rgb(data)
-            except RuntimeError as error:
-                bad[position] = first_line(error)
-                continue
-            if picture.dtype != torch.uint8:
-                bad[position] = f"has {picture.dtype} pixels; shards hold pictures of 8 bits"
-                continue
-            pixels[position] = crop_and_resize(picture.permute(1, 2, 0), box, size)
+        for position, (source, box) in enumerate(zip(sources, plan.boxes, strict=True)):
+            picture = source.cpu() if isinstance(source, torch.Tensor) else _decoded(source)
+            if isinstance(picture, str):
+                bad[position] = picture
+            else:
+                pixels[position] = crop_and_resize(picture, box, size)
         return Crops(pixels, bad)
+
+    def whole(self, encoded: Sequence[np.ndarray], sizes: np.ndarray) -> list[torch.Tensor | str]:
+        return [_decoded(data) for data in encoded]
+
+
+def _decoded(data: np.ndarray) -> torch.Tensor | str:
+    """A picture, ``(height, width, 3)`` uint8, or why there is none."""
+    try:
+        picture = decode_rgb(data)
+    except RuntimeError as error:
+        return first_line(error)
+    if picture.dtype != torch.uint8:
+        return f"has {picture.dtype} pixels; shards hold pictures of 8 bits"
+    return picture.permute(1, 2, 0)
 
 
 def crop_and_resize(picture: torch.Tensor, box: np.ndarray, image_size: int) -> torch.Tensor:

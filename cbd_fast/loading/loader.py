@@ -10,7 +10,6 @@
 Batch s is a function of the shards, the settings and s alone. Whatever runs ahead, in whatever order, changes nothing.
 """
 
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,15 +20,18 @@ from types import TracebackType
 import numpy as np
 import torch
 
-from cbd_fast.errors import InputError, RunError
+from cbd_fast.console import bar_of
+from cbd_fast.errors import InputError
 from cbd_fast.loading.augment import Augmentation, Plan, make_plan
+from cbd_fast.loading.bad_pictures import BadPictures
 from cbd_fast.loading.images import DECODERS, ImageMaker
 from cbd_fast.loading.machine import num_cores, place_among_processes, thread_pool
-from cbd_fast.loading.sampling import POLICIES, Order, make_order
+from cbd_fast.loading.resident import Filling, Resident, choose_resident
+from cbd_fast.loading.sampling import POLICIES, Order, draw_shares, make_order
+from cbd_fast.loading.stats import LoaderStats, Recorder
 from cbd_fast.sharding.shard_set import ShardSet
 
 SAMPLINGS = (*POLICIES, "sequential")
-NUM_BAD_NAMED = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +60,7 @@ class Loader:
     Attributes:
         shards: the opened split, with its manifest and index.
         epoch: which pass ``for batch in loader`` makes next.
-        bad_pictures: rows that could not be decoded or are quarantined, with the reason; each is replaced by the next
-            picture of its class (left out with ``sampling="sequential"``).
+        resident: the pictures that are kept decoded, if any.
     """
 
     def __init__(
@@ -76,13 +77,17 @@ class Loader:
         device: str | torch.device | None = None,
         num_threads: int | None = None,
         prefetch: int = 2,
+        resident: float | None = None,
+        resident_gb: float | None = None,
+        resident_on_gpu: bool = False,
         rank: int | None = None,
         world_size: int | None = None,
         total_steps: int | None = None,
         max_bad_share: float = 0.01,
         on_bad_picture: Callable[[str, str], None] | None = None,
+        on_filling: Filling | None = None,
     ) -> None:
-        """Opens shards and starts threads; nothing is decoded before the first batch is asked for.
+        """Opens shards, starts threads and decodes resident pictures; batches are made when they are asked for.
 
         Args:
             shards: folder of shards.
@@ -97,11 +102,17 @@ class Loader:
             device: where batches are; by default the GPU where there is one.
             num_threads: that read and decode; by default one per core of this process's share of the machine.
             prefetch: batches that are prepared ahead of time.
+            resident: share of the pictures, 0 to 1, that is decoded now and kept in memory: those that serve the most
+                draws per byte, such as the rarest classes if sampling is class-balanced. Batches are the same with it
+                and without; only where DALI decodes boxes on the CPU may their edges differ in the last bits.
+            resident_gb: the same as a limit in 10**9 bytes; all processes of a machine share them.
+            resident_on_gpu: keep them in each process's GPU memory instead; needs DALI on a GPU.
             rank: of this process; by default as torch.distributed or its launcher says, else 0.
             world_size: number of processes; likewise, else 1.
             total_steps: of the whole run; only ``sampling="progressive"`` needs it.
             max_bad_share: of the split's pictures; more bad ones in this process are an error (one alone never is).
             on_bad_picture: called once with place and reason of each picture that cannot be decoded, from any thread.
+            on_filling: told how many resident pictures of how many are decoded; by default a bar on a terminal.
 
         Raises:
             InputError: shards or settings cannot be used.
@@ -116,10 +127,8 @@ class Loader:
         if self.device.type == "cuda" and self.device.index is None:
             self.device = torch.device("cuda", torch.cuda.current_device())
         self.epoch = 0
-        self.bad_pictures: dict[int, str] = dict.fromkeys(self.shards.quarantined.tolist(), "quarantined")
-        self._on_bad_picture = on_bad_picture
-        self._remembering = threading.Lock()
-        self._num_bad_allowed = len(self.bad_pictures) + max(1, int(max_bad_share * len(self.shards)))
+        self._bad = BadPictures(self.shards, max_bad_share, on_bad_picture)
+        self._recorder = Recorder()
         self._order: Order | None = None
         if not self.is_sequential:
             num_draws = total_steps * batch_size if total_steps else None
@@ -139,7 +148,23 @@ class Loader:
             decoder=decoder,
             pads=self.augmentation.pads,
             prefetch=prefetch,
+            recorder=self._recorder,
         )
+        self.resident: Resident | None = None
+        if resident or resident_gb:
+            self.resident = self._keep(resident, resident_gb, resident_on_gpu, on_filling)
+
+    @property
+    def bad_pictures(self) -> dict[int, str]:
+        """Rows that could not be decoded or are quarantined, with the reason.
+
+        Each is replaced by the next picture of its class (left out with ``sampling="sequential"``).
+        """
+        return self._bad.reasons
+
+    def stats(self) -> LoaderStats:
+        """What this loader has done so far, and where the time went."""
+        return self._recorder.stats()
 
     def __len__(self) -> int:
         """Steps of one pass: whole batches in training, all pictures with ``sequential``."""
@@ -166,6 +191,7 @@ class Loader:
         """Ends the threads and closes the shards; batches that are being made are finished first."""
         self._ahead.shutdown(cancel_futures=True)
         self._pool.shutdown()
+        self._make_images.close()
         self.shards.close()
 
     def steps(self, first: int, end: int) -> Iterator[Batch]:
@@ -181,7 +207,8 @@ class Loader:
                     pending.append(self._ahead.submit(self._make, step))
                 if not pending:
                     return
-                batch, made = pending.popleft().result()
+                with self._recorder.timing("waiting"):
+                    batch, made = pending.popleft().result()
                 if made is not None:
                     # the training stream waits for the batch, this thread does not
                     stream = torch.cuda.current_stream(self.device)
@@ -203,10 +230,10 @@ class Loader:
         draws = step * self.batch_size + positions
         rows = draws if self._order is None else self._order(draws)
         if self.bad_pictures and self.is_sequential:
-            kept = ~np.isin(rows, list(self.bad_pictures))
+            kept = ~self._bad.are_in(rows)
             rows, positions = rows[kept], positions[kept]
         elif self.bad_pictures:
-            rows = np.array([self._usable(int(row)) for row in rows], np.int64)
+            rows = self._bad.replaced(rows)
         places = self.shards.index.rows[rows]
         return make_plan(
             self.augmentation,
@@ -246,34 +273,29 @@ class Loader:
     def _images(self, step: int) -> tuple[Plan, torch.Tensor]:
         """Plan and finished pictures of a step, planned again without what turns out to be bad until nothing does."""
         while True:
-            plan = self.plan(step)
+            with self._recorder.timing("planning"):
+                plan = self.plan(step)
             images, bad = self._make_images(plan)
             if not bad:
+                self._recorder.add("num_batches", 1)
+                self._recorder.add("num_pictures", len(plan))
                 return plan, images
-            self._remember(plan, bad)
+            self._bad.remember({int(plan.rows[position]): reason for position, reason in bad.items()})
 
-    def _usable(self, row: int) -> int:
-        usable = row
-        while usable in self.bad_pictures:
-            usable = self.shards.index.next_in_class(usable)
-            if usable == row:
-                name = self.shards.manifest.classes[int(self.shards.index.rows["label"][row])]
-                raise RunError(f"{self.shards.folder}: no picture of class {name!r} can be decoded")
-        return usable
-
-    def _remember(self, plan: Plan, bad: dict[int, str]) -> None:
-        with self._remembering:
-            new = {int(plan.rows[position]): reason for position, reason in bad.items()}
-            for row in new.keys() - self.bad_pictures.keys():
-                self.bad_pictures[row] = new[row]
-                if self._on_bad_picture:
-                    self._on_bad_picture(self.shards.name(row), new[row])
-        if len(self.bad_pictures) > self._num_bad_allowed:
-            named = [f"{self.shards.name(row)} ({why})" for row, why in list(self.bad_pictures.items())[:NUM_BAD_NAMED]]
-            raise RunError(
-                f"{self.shards.folder}: {len(self.bad_pictures)} of {len(self.shards)} pictures cannot be decoded, "
-                f"more than max_bad_share allows ({self._num_bad_allowed}); the first: {'; '.join(named)}"
+    def _keep(
+        self, share: float | None, gigabytes: float | None, on_gpu: bool, on_filling: Filling | None
+    ) -> Resident | None:
+        if on_gpu and not self._make_images.decodes_on_gpu:
+            raise InputError(
+                "resident_on_gpu: pictures are not decoded on a GPU here, so there they would be of no use; it needs a "
+                "GPU and decoder=dali"
             )
+        shares = draw_shares(self.sampling, self.shards.index.starts)
+        rows = choose_resident(self.shards.index.rows, shares, share=share, gigabytes=gigabytes)
+        if not len(rows):
+            return None
+        with bar_of("resident pictures", on_filling) as on_progress:
+            return self._make_images.keep(rows, on_gpu=on_gpu, on_progress=on_progress)
 
     def _check(self, sampling: str, batch_size: int, image_size: int, decoder: str, prefetch: int) -> None:
         for name, value, allowed in (("sampling", sampling, SAMPLINGS), ("decoder", decoder, DECODERS)):

@@ -1,9 +1,12 @@
-"""This process's place among the others, its share of the machine's cores, and its threads for pictures."""
+"""This process's place among the others, its share of the machine's cores and memory, its threads for pictures."""
 
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 
+import psutil
 import torch
 
 from cbd_fast.errors import InputError
@@ -31,7 +34,36 @@ def place_among_processes(rank: int | None = None, world_size: int | None = None
 def num_cores() -> int:
     """Cores for this process: those it may use, shared with the other processes of a launcher on this machine."""
     num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, len(os.sched_getaffinity(0)) // num_processes)
+    return max(1, num_cores_of_all() // num_processes)
+
+
+def num_cores_of_all() -> int:
+    """Cores that this process may use, as if it were the only one."""
+    return len(os.sched_getaffinity(0))
+
+
+def available_bytes() -> int:
+    """Memory that can still be had: of the machine, or of the container or job where that has a limit of its own."""
+    return min([psutil.virtual_memory().available, *_left_in_control_groups()])
+
+
+def _left_in_control_groups(root: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """Limit less usage of this process's control groups, of version 2 and 1; what can be dropped is no usage."""
+    left = []
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, place = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
+        # in a container its own group is often seen as the root
+        for group in (root / controllers / place.lstrip("/"), root / controllers):
+            with suppress(OSError, ValueError):  # no such file, or no limit ("max")
+                limit, usage = (int((group / name).read_text()) for name in names)
+                statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+                droppable = int(statistics.get("total_inactive_file", statistics.get("inactive_file", "0")))
+                left.append(max(0, limit - usage + droppable))
+                break
+    return left
 
 
 def thread_pool(num_threads: int) -> ThreadPoolExecutor:

@@ -67,6 +67,30 @@ def make_order(policy: str, starts: np.ndarray, seed: int, num_draws: int | None
     raise InputError(f"sampling={policy!r}: must be one of {', '.join(POLICIES)}")
 
 
+def draw_shares(policy: str, starts: np.ndarray) -> np.ndarray:
+    """How often each picture of a class is drawn, as a share of all draws of a run.
+
+    Args:
+        policy: as for ``make_order``; ``sequential`` draws every picture equally often.
+        starts: ``(num_classes + 1,)`` first row of each class.
+
+    Returns:
+        ``(num_classes,)`` float64; 0 for classes without pictures.
+    """
+    counts = np.diff(starts)
+    present = counts > 0
+    instance, balanced = counts / max(counts.sum(), 1), present / max(present.sum(), 1)
+    roots = np.sqrt(counts)
+    class_shares = {
+        "instance": instance,
+        "sequential": instance,
+        "class_balanced": balanced,
+        "square_root": roots / max(roots.sum(), 1),
+        "progressive": (instance + balanced) / 2,  # it moves from the one to the other, linearly
+    }[policy]
+    return class_shares / np.maximum(counts, 1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class InstanceOrder:
     """Every N draws hold each of the N pictures exactly once, in an order of their own."""

@@ -3,18 +3,17 @@
 import argparse
 import math
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
+from cbd_fast.console import Rate, make_bars
 from cbd_fast.sharding.assembly import SKIPPED_NAME, WrittenDataset
 from cbd_fast.sharding.long_tail import KINDS, LongTail
 from cbd_fast.sharding.manifest import frequency_groups
@@ -167,36 +166,27 @@ class BarProgress(Progress):
 
     def __init__(self, bars: Bars) -> None:
         self._bars, self._task = bars, bars.add_task("pictures", total=None, rate="")
-        self._done_before, self._began = 0, 0.0
+        self._rate: Rate | None = None
 
     def note(self, message: str) -> None:
         self._bars.console.print(message, highlight=False, markup=False)
 
     def start(self, num_pictures: int) -> None:
         self._bars.update(self._task, total=num_pictures)
-        self._began = 0.0
+        self._rate = None
 
     def update(self, num_pictures: int) -> None:
-        if not self._began:
-            self._done_before, self._began = num_pictures, time.monotonic()
+        if self._rate is None:
+            self._rate = Rate(num_pictures)
             if num_pictures:
                 self.note(f"going on after {num_pictures:,} pictures that are done already")
-        seconds = time.monotonic() - self._began
-        rate = f"{(num_pictures - self._done_before) / seconds:,.0f}/s" if seconds > 1 else ""
-        self._bars.update(self._task, completed=num_pictures, rate=rate)
+        self._bars.update(self._task, completed=num_pictures, rate=self._rate.describe(num_pictures))
 
 
 @contextmanager
 def progress_on(console: Console) -> Iterator[BarProgress]:
     """Shows progress while the block runs."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    with Bars(*columns, console=console, disable=not console.is_terminal) as bars:
+    with make_bars(console) as bars:
         yield BarProgress(bars)
 
 

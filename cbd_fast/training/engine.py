@@ -16,6 +16,7 @@ from cbd_fast.config import Config
 from cbd_fast.dashboard import Dashboard
 from cbd_fast.errors import RunError
 from cbd_fast.loading.loader import Batch, Loader
+from cbd_fast.loading.stats import LoaderStats
 from cbd_fast.training.checkpoint import load_checkpoint, save_checkpoint, save_finished
 from cbd_fast.training.evaluate import count_correct, summarize
 from cbd_fast.training.models import CosineModel
@@ -95,6 +96,10 @@ def train(stage: Stage, around: Surroundings) -> None:
         augmentation=job.augmentation,
         total_steps=job.num_steps,
         on_bad_picture=around.on_bad_picture,
+        resident=runtime.resident,
+        resident_gb=runtime.resident_gb,
+        resident_on_gpu=runtime.resident_on_gpu,
+        on_filling=around.dashboard.filling,
     ) as loader:
         for batch in meter.waiting(loader.steps(first, job.num_steps)):
             if runtime.record_batches:
@@ -138,6 +143,7 @@ class _Meter:
     def __init__(self, around: Surroundings, stage: Stage, first: int) -> None:
         self._around, self._job = around, stage.job
         self._restart(first)
+        self._stats = LoaderStats()
         around.dashboard.begin(stage.job.name, first)
 
     def waiting(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -165,6 +171,7 @@ class _Meter:
         num_pictures, waited = totals.pop("pictures"), totals.pop("seconds_waited")
         means = {name: total / num_pictures for name, total in totals.items()}
         bad_pictures = self._bad_pictures_of_all(loader)
+        stats = loader.stats()
         seconds = time.perf_counter() - self._since
         record = {
             "model": self._job.name,
@@ -174,12 +181,14 @@ class _Meter:
             "learning_rate": learning_rate,
             "pictures_per_second": num_pictures / seconds,
             "data_wait_share": waited / accelerator.num_processes / seconds,
+            "batch_milliseconds": stats.since(self._stats).milliseconds_per_batch(),
             "memory_gigabytes": _memory_bytes(accelerator.device) / 1e9,
             "bad_pictures": bad_pictures,
         }
         self._around.records.log(record)
         self._around.dashboard.log(record)
         self._restart(step)
+        self._stats = stats
 
     def require_finite_losses(self, step: int) -> dict[str, float]:
         """Sums since the last line over all processes, by name.

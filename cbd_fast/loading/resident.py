@@ -1,0 +1,185 @@
+"""Pictures that are kept decoded in memory: those that are drawn most often for the memory that they take.
+
+Class-balanced sampling draws a picture of a rare class over and over. Kept decoded, it costs a cut and a resize instead
+of a read and a whole decoding, and its crops are the same.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+
+from cbd_fast.errors import InputError
+from cbd_fast.loading.machine import available_bytes
+from cbd_fast.loading.shared_block import SharedBlock
+from cbd_fast.sharding.shard_set import ShardSet
+
+ALIGNMENT = 64  # bytes; a picture begins on a line of the processor's cache
+
+# row numbers to pictures, (height, width, 3) uint8, or None where there is none
+DecodeWhole = Callable[[np.ndarray], list[torch.Tensor | None]]
+# told how many pictures of how many are done
+Filling = Callable[[int, int], None]
+
+
+def choose_resident(
+    rows: np.ndarray, draw_shares: np.ndarray, *, share: float | None = None, gigabytes: float | None = None
+) -> np.ndarray:
+    """The pictures that serve the most draws per byte: a greedy choice, best first, until the limit.
+
+    Args:
+        rows: the index.
+        draw_shares: ``(num_classes,)`` share of all draws that falls on each picture of a class.
+        share: of the pictures, 0 to 1; or
+        gigabytes: of memory, in units of 10**9 bytes.
+
+    Returns:
+        ``(n,)`` int64 rows, ascending.
+
+    Raises:
+        InputError: both limits or an impossible one.
+    """
+    if share is not None and gigabytes is not None:
+        raise InputError(f"resident={share:g} and resident_gb={gigabytes:g}: set one of them")
+    if share is not None and not 0 <= share <= 1:
+        raise InputError(f"resident={share:g}: must be from 0 to 1, a share of the pictures")
+    if gigabytes is not None and not gigabytes >= 0:
+        raise InputError(f"resident_gb={gigabytes:g}: must be 0 or more")
+    num_bytes = picture_bytes(rows)
+    usable = num_bytes > 0  # quarantined pictures have no size
+    # float32 is enough to compare by, and half the memory
+    value = np.zeros(len(rows), np.float32)
+    np.divide(draw_shares[rows["label"]], num_bytes, out=value, where=usable, casting="same_kind")
+    best_first = np.argsort(-value, kind="stable")[: np.count_nonzero(usable)]
+    if share is not None:
+        return np.sort(best_first[: int(share * len(rows))])
+    fitting = np.cumsum(_aligned(num_bytes[best_first])) <= (gigabytes or 0) * 10**9
+    return np.sort(best_first[fitting])
+
+
+def picture_bytes(rows: np.ndarray) -> np.ndarray:
+    """``(n,)`` int64, decoded size of each picture of the index."""
+    return rows["width"].astype(np.int64) * rows["height"] * 3
+
+
+class Resident:
+    """Decoded pictures in one block of memory: of the machine, shared by its processes, or of this process's GPU.
+
+    Attributes:
+        rows: ``(n,)`` int64, the pictures that were asked for, ascending.
+        num_bytes: of the block.
+    """
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        rows: np.ndarray,
+        *,
+        device: torch.device,
+        decode: DecodeWhole,
+        decoder_name: str,
+        group_size: int,
+        mapping: Callable[..., Iterable[int]],
+        on_progress: Filling,
+    ) -> None:
+        """Decodes the pictures, or finds them decoded by another process of this machine.
+
+        Args:
+            shards: of the pictures.
+            rows: ``(n,)`` int64, ascending, at least one.
+            device: where the block is to be.
+            decode: decodes pictures whole, exactly as batches are decoded; those that it cannot are left out, and
+                treated in batches as bad ones always are.
+            decoder_name: what ``decode`` is: its pixels are shared only with the same.
+            group_size: pictures that are decoded at a time.
+            mapping: ``map``, or that of a pool whose threads are to decode.
+            on_progress: told how many pictures of how many are done.
+
+        Raises:
+            InputError: there is not as much memory.
+        """
+        self._shards, self.rows, self._decode, self._on_progress = shards, rows, decode, on_progress
+        self._group_size, self._mapping = group_size, mapping
+        places = shards.index.rows[rows]
+        self._shapes = np.stack([places["height"], places["width"]], axis=1).astype(np.int64)
+        ends = np.cumsum(_aligned(picture_bytes(places)))
+        self._offsets = np.concatenate([[0], ends])
+        # behind the pictures one byte for each: whether it is there
+        self.num_bytes = int(ends[-1]) + len(rows)
+        self._shared: SharedBlock | None = None
+        if device.type == "cuda":
+            self._check_room(torch.cuda.mem_get_info(device)[0], "the GPU")
+            data = torch.empty(self.num_bytes, dtype=torch.uint8, device=device)
+            self._fill(data)
+        else:
+            name = hashlib.sha256(f"{shards.manifest.fingerprint} {shards.split} {decoder_name}".encode())
+            name.update(places.tobytes())
+            name.update(rows.tobytes())
+            self._shared = SharedBlock(name.hexdigest()[:32], self.num_bytes, self._fill_shared)
+            data = self._shared.data
+        self._is_there = data[int(ends[-1]) :].cpu().numpy().astype(bool)
+        self._data = data
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def slots(self, rows: np.ndarray) -> np.ndarray:
+        """``(B,)`` rows of the index to ``(B,)`` places in the block; -1 where a picture is not in it."""
+        slots = np.minimum(np.searchsorted(self.rows, rows), len(self.rows) - 1)
+        return np.where((self.rows[slots] == rows) & self._is_there[slots], slots, -1)
+
+    def picture(self, slot: int) -> torch.Tensor:
+        """``(height, width, 3)`` uint8, a view of the block."""
+        return self._view(self._data, slot)
+
+    def close(self) -> None:
+        """Lets the memory go."""
+        self._data = torch.empty(0, dtype=torch.uint8)
+        self._is_there = np.zeros(len(self.rows), bool)
+        if self._shared is not None:
+            self._shared.close()
+
+    def _view(self, data: torch.Tensor, slot: int) -> torch.Tensor:
+        height, width = self._shapes[slot].tolist()
+        first = int(self._offsets[slot])
+        return data[first : first + height * width * 3].view(height, width, 3)
+
+    def _check_room(self, available: int, where: str) -> None:
+        if self.num_bytes > available:
+            raise InputError(
+                f"{len(self):,} resident pictures need {self.num_bytes / 1e9:,.1f} GB, but {where} has only "
+                f"{available / 1e9:,.1f} GB left; lower resident or resident_gb, or store smaller pictures "
+                "(make_shards.py --short-side)"
+            )
+
+    def _fill_shared(self, data: torch.Tensor) -> None:
+        self._check_room(available_bytes(), "this machine")
+        self._fill(data)
+
+    def _fill(self, data: torch.Tensor) -> None:
+        is_there = data[len(data) - len(self.rows) :]
+        is_there.zero_()
+        places = self._shards.index.rows[self.rows]
+        in_file_order = np.lexsort((places["offset"], places["shard"]))
+        groups = np.array_split(in_file_order, -(-len(self.rows) // self._group_size))
+
+        def fill(number: int) -> int:
+            if number + 1 < len(groups):
+                self._shards.read_ahead(self.rows[groups[number + 1]].tolist())
+            slots = groups[number]
+            for slot, picture in zip(slots.tolist(), self._decode(self.rows[slots]), strict=True):
+                if picture is not None and picture.shape[:2] == tuple(self._shapes[slot]):
+                    self._view(data, slot).copy_(picture)
+                    is_there[slot] = 1
+            return len(slots)
+
+        num_done = 0
+        self._on_progress(num_done, len(self.rows))
+        for num_filled in self._mapping(fill, range(len(groups))):
+            num_done += num_filled
+            self._on_progress(num_done, len(self.rows))
+
+
+def _aligned(num_bytes: np.ndarray) -> np.ndarray:
+    return -(-num_bytes // ALIGNMENT) * ALIGNMENT

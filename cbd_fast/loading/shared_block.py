@@ -1,0 +1,88 @@
+"""Memory that the processes of one machine share and that is gone when the last of them is, however it ended.
+
+The first process to come makes the block and fills it; the others wait, then map the same memory. The block is an
+anonymous file (memfd), which the kernel frees with its last user: nothing is left after a kill. A small file, locked
+while the block is being filled, says which process has it open under which number.
+"""
+
+import fcntl
+import json
+import mmap
+import os
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+
+class SharedBlock:
+    """Bytes that are filled once per machine and then only read.
+
+    Attributes:
+        data: ``(num_bytes,)`` uint8; a tensor that shares it keeps it in memory.
+        is_mine: whether this process filled it.
+    """
+
+    def __init__(self, name: str, num_bytes: int, fill: Callable[[torch.Tensor], None]) -> None:
+        """Finds the block of that name and size, or makes and fills it.
+
+        Args:
+            name: of what the block holds: equal names mean equal bytes. Hexadecimal digits.
+            num_bytes: at least 1.
+            fill: called with the empty ``data`` in one process; if it fails, the next process tries.
+        """
+        path = Path(tempfile.gettempdir()) / f"cbd_fast-{os.getuid()}-{name}"
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        with open(os.open(path, flags, 0o600), "r+") as note:
+            fcntl.flock(note, fcntl.LOCK_EX)
+            self._descriptor = _opened(note.read(), name, num_bytes)
+            self.is_mine = self._descriptor is None
+            if self._descriptor is None:
+                self._descriptor = os.memfd_create(_memfd_name(name))
+                os.ftruncate(self._descriptor, num_bytes)
+                self.data = self._mapped(num_bytes)
+                try:
+                    fill(self.data)
+                except BaseException:
+                    self.close()
+                    raise
+                note.seek(0)
+                note.truncate()
+                json.dump({"process": os.getpid(), "descriptor": self._descriptor}, note)
+            else:
+                self.data = self._mapped(num_bytes)
+        self._path = path
+
+    def close(self) -> None:
+        """Lets the memory go, as soon as no tensor shares it."""
+        self.data = torch.empty(0, dtype=torch.uint8)
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+            if self.is_mine:
+                with suppress(OSError, AttributeError):
+                    self._path.unlink()
+
+    def _mapped(self, num_bytes: int) -> torch.Tensor:
+        assert self._descriptor is not None
+        return torch.frombuffer(mmap.mmap(self._descriptor, num_bytes), dtype=torch.uint8)
+
+
+def _opened(note: str, name: str, num_bytes: int) -> int | None:
+    """The block that a note tells of, opened; None if it is there no more, or is another by now."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        place = json.loads(note)
+        path = f"/proc/{place['process']}/fd/{place['descriptor']}"
+        if _memfd_name(name) not in os.readlink(path):
+            return None
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        if os.fstat(descriptor).st_size == num_bytes:
+            return descriptor
+        os.close(descriptor)
+    return None
+
+
+def _memfd_name(name: str) -> str:
+    return f"cbd_fast-{name}"

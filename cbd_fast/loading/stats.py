@@ -1,0 +1,70 @@
+"""Where a loader's time goes."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderStats:
+    """What a loader has done, and how long each part of it took.
+
+    Attributes:
+        num_batches: that were made; a few may not have been asked for yet.
+        num_pictures: in them.
+        num_resident: of these, pictures that were decoded already.
+        planning_seconds: choosing pictures, boxes and colours.
+        reading_seconds: of all threads together; the next three likewise. On a GPU, which computes on its own,
+            finishing is the time to ask for it.
+        decoding_seconds: decoding, cutting and resizing.
+        finishing_seconds: flipping, colours, float32.
+        waiting_seconds: how long who asked for a batch waited for it.
+    """
+
+    num_batches: int = 0
+    num_pictures: int = 0
+    num_resident: int = 0
+    planning_seconds: float = 0.0
+    reading_seconds: float = 0.0
+    decoding_seconds: float = 0.0
+    finishing_seconds: float = 0.0
+    waiting_seconds: float = 0.0
+
+    def since(self, before: "LoaderStats") -> "LoaderStats":
+        """What was done after ``before``."""
+        return LoaderStats(**{name: value - getattr(before, name) for name, value in asdict(self).items()})
+
+    def milliseconds_per_batch(self) -> dict[str, float]:
+        """Time of a batch by what it went to, in the order of the work."""
+        seconds = {name.removesuffix("_seconds"): value for name, value in asdict(self).items() if "_seconds" in name}
+        return {name: 1000 * value / max(self.num_batches, 1) for name, value in seconds.items()}
+
+
+class Recorder:
+    """Adds up what any thread reports."""
+
+    def __init__(self) -> None:
+        self._totals: dict[str, Any] = asdict(LoaderStats())
+        self._adding = threading.Lock()
+
+    def add(self, name: str, amount: float) -> None:
+        """Adds to one of the attributes of ``LoaderStats``."""
+        with self._adding:
+            self._totals[name] += amount
+
+    @contextmanager
+    def timing(self, what: str) -> Iterator[None]:
+        """Adds the time of a block to ``what``: ``planning``, ``reading``, ..."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(f"{what}_seconds", time.perf_counter() - began)
+
+    def stats(self) -> LoaderStats:
+        """The totals by now."""
+        with self._adding:
+            return LoaderStats(**self._totals)

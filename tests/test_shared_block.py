@@ -1,0 +1,92 @@
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from cbd_fast.loading.shared_block import SharedBlock
+
+PROGRAM = """
+import sys, time
+from cbd_fast.loading.shared_block import SharedBlock
+
+def fill(data):
+    print("filling", flush=True)
+    {filling}
+    data.fill_(7)
+
+block = SharedBlock({name!r}, 1000, fill)
+print("sum", int(block.data.sum()), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def name(request):
+    """A name that no other test or run of tests has."""
+    return f"{os.getpid():x}{abs(hash(request.node.name)):x}"
+
+
+def start(name, filling="pass"):
+    program = PROGRAM.format(name=name, filling=filling)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-c", program], **pipes)
+
+
+def notes(name):
+    return list(Path(tempfile.gettempdir()).glob(f"cbd_fast-*-{name}"))
+
+
+def test_the_second_finds_what_the_first_filled(name):
+    first = start(name)
+    assert [first.stdout.readline() for _ in range(2)] == ["filling\n", "sum 7000\n"]
+    second = start(name)
+    assert second.stdout.readline() == "sum 7000\n"
+    first.communicate()  # the memory stays with the second
+    mine = SharedBlock(name, 1000, lambda data: data.fill_(1))  # the first, who knew of it, is gone
+    assert mine.is_mine
+    assert int(mine.data.sum()) == 1000
+    second.communicate()
+    mine.close()
+    assert not notes(name)
+
+
+def test_a_block_of_another_size_is_another(name):
+    first = start(name)
+    assert [first.stdout.readline() for _ in range(2)] == ["filling\n", "sum 7000\n"]
+    mine = SharedBlock(name, 500, lambda data: data.fill_(1))
+    assert len(mine.data) == 500
+    mine.close()
+    first.communicate()
+
+
+def test_a_process_killed_while_it_fills_leaves_nothing_that_is_taken_for_whole(name):
+    first = start(name, "data[:500] = 1; time.sleep(600)")
+    assert first.stdout.readline() == "filling\n"
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    second = start(name)
+    assert [second.stdout.readline() for _ in range(2)] == ["filling\n", "sum 7000\n"]
+    second.communicate()
+
+
+def test_where_filling_fails_the_next_one_tries(name):
+    def fail(data):
+        raise OSError("no such picture")
+
+    with pytest.raises(OSError, match="no such picture"):
+        SharedBlock(name, 1000, fail)
+    block = SharedBlock(name, 1000, lambda data: data.fill_(2))
+    assert block.is_mine
+    assert int(block.data.sum()) == 2000
+    again = SharedBlock(name, 1000, fail)  # in the same process
+    assert not again.is_mine
+    again.data[0] = 9
+    assert block.data[0] == 9
+    kept = block.data[:4]
+    block.close()
+    again.close()
+    assert kept.tolist() == [9, 2, 2, 2]  # as long as a tensor uses it
