@@ -19,10 +19,10 @@ from cbd_fast.loading.loader import Batch, Loader
 from cbd_fast.loading.stats import LoaderStats
 from cbd_fast.training.checkpoint import load_checkpoint, save_checkpoint, save_finished
 from cbd_fast.training.evaluate import count_correct, summarize
-from cbd_fast.training.models import CosineModel
+from cbd_fast.training.models import CosineModel, Output, Teachers
 from cbd_fast.training.optim import cosine_learning_rate, make_optimizer
 from cbd_fast.training.records import Records
-from cbd_fast.training.stages import Stage
+from cbd_fast.training.stages import Losses, Stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,37 @@ class Surroundings:
     dashboard: Dashboard
     test_loader: Loader
     on_bad_picture: Callable[[str, str], None]  # records and shows place and reason of a picture that cannot be used
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learner:
+    """A model on its device, and what it learns with; model and optimizer as Accelerate has prepared them."""
+
+    accelerator: Accelerator
+    model: torch.nn.Module
+    teachers: Teachers | None
+    optimizer: torch.optim.Optimizer
+    losses: Losses
+
+    def learn(self, images: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], Output]:
+        """Learns from a batch, or a part of one, after whose last part Accelerate updates the weights.
+
+        Args:
+            images: ``(B, 3, H, W)`` on the model's device.
+            labels: ``(B,)`` int64, likewise.
+
+        Returns:
+            The losses, and what the model made of the pictures; only fp16's loss scale waits for the device here.
+        """
+        with self.accelerator.accumulate(self.model):
+            with self.accelerator.autocast():
+                target = self.teachers(images) if self.teachers else None
+                output = self.model(images)
+            losses = self.losses(output, labels, target)
+            self.accelerator.backward(losses["loss"])
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return losses, output
 
 
 def make_loader(config: Config, accelerator: Accelerator, **chosen: Any) -> Loader:
@@ -76,6 +107,9 @@ def train(stage: Stage, around: Surroundings) -> None:
         if state:
             accelerator.scaler.load_state_dict(state["scaler"])
     wrapped, prepared_optimizer = accelerator.prepare(model, optimizer)
+    learner = Learner(
+        accelerator=accelerator, model=wrapped, teachers=teachers, optimizer=prepared_optimizer, losses=stage.losses
+    )
     around.records.rewind(job.name, first)
     meter = _Meter(around, stage, first)
 
@@ -107,14 +141,7 @@ def train(stage: Stage, around: Surroundings) -> None:
             for group in optimizer.param_groups:
                 group["lr"] = cosine_learning_rate(settings.learning_rate, batch.step, job.num_steps)
             for images, labels in _parts(batch, settings.accumulation, layout):
-                with accelerator.accumulate(wrapped):
-                    with accelerator.autocast():
-                        target = teachers(images) if teachers else None
-                        output = wrapped(images)
-                    losses = stage.losses(output, labels, target)
-                    accelerator.backward(losses["loss"])
-                    prepared_optimizer.step()
-                    prepared_optimizer.zero_grad()
+                losses, output = learner.learn(images, labels)
                 meter.add(losses, output.logits, labels)
             done = batch.step + 1
             is_last = done == job.num_steps

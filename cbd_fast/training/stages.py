@@ -1,6 +1,6 @@
 """The two stages: what each hands to the engine. Neither is a loop of its own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,9 +107,16 @@ def finished_results(jobs: list[Job]) -> dict[str, dict[str, Any]]:
 
 def build_stage(job: Job, config: Config) -> Stage:
     """Builds a model with fresh weights as its stage wants it, and loads its teachers."""
-    torch.manual_seed(int(hash64(job.seed, 0)[0] >> 1))
     backbone, num_classes = config.model.backbone, config.data.num_classes
-    if not job.num_teachers:
+    folders = [job.folder.parent / f"teacher-{number}" for number in range(1, job.num_teachers + 1)]
+    return join_stage(job, config, [load_model(folder, backbone, num_classes) for folder in folders])
+
+
+def join_stage(job: Job, config: Config, teachers: Sequence[CosineModel]) -> Stage:
+    """Builds a model with fresh weights that follows these teachers, as many as its job has."""
+    torch.manual_seed(int(hash64(job.seed, 0)[0] >> 1))  # building the teachers used up random numbers
+    backbone, num_classes = config.model.backbone, config.data.num_classes
+    if not teachers:
         model = build_model(backbone, num_classes)
         return Stage(
             job=job,
@@ -117,17 +124,15 @@ def build_stage(job: Job, config: Config) -> Stage:
             teachers=None,
             losses=lambda output, labels, _: teacher_losses(output, labels),
         )
-    folders = [job.folder.parent / f"teacher-{number}" for number in range(1, job.num_teachers + 1)]
-    teachers = Teachers([load_model(folder, backbone, num_classes) for folder in folders])
+    joined = Teachers(teachers)
     alpha, beta = config.stage_two.alpha, config.stage_two.beta
 
     def losses(output: Output, labels: Tensor, target: Tensor | None) -> dict[str, Tensor]:
         assert target is not None
         return student_losses(output, labels, target, alpha=alpha, beta=beta)
 
-    torch.manual_seed(int(hash64(job.seed, 0)[0] >> 1))  # loading the teachers used up random numbers
-    model = build_model(backbone, num_classes, target_dim=teachers.feature_dim)
-    return Stage(job=job, model=model, teachers=teachers, losses=losses)
+    model = build_model(backbone, num_classes, target_dim=joined.feature_dim)
+    return Stage(job=job, model=model, teachers=joined, losses=losses)
 
 
 def load_model(folder: Path, backbone: str, num_classes: int, target_dim: int | None = None) -> CosineModel:
