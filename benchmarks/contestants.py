@@ -128,9 +128,10 @@ def dali_reader_batches(contestant: Contestant) -> Batches:
     is_on_gpu, size = DEVICE == "cuda", contestant.image_size
     pipeline: Any = Pipeline(batch_size=BATCH_SIZE, num_threads=num_cores(), device_id=0 if is_on_gpu else None, seed=0)
     with pipeline:
-        encoded, labels = fn.readers.webdataset(
+        components: Any = fn.readers.webdataset(
             paths=tars(contestant.path), ext=["jpg;png;webp", "cls"], random_shuffle=True, initial_fill=1000
         )
+        encoded, labels = components
         pictures = fn.decoders.image_random_crop(
             encoded, device="mixed" if is_on_gpu else "cpu", output_type=types.RGB, random_area=[MIN_AREA, 1.0]
         )

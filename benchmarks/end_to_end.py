@@ -30,9 +30,9 @@ from cbd_fast.loading.images import DECODERS
 from cbd_fast.sharding.shard_set import ShardSet
 from cbd_fast.train import make_accelerator
 from cbd_fast.training.engine import Learner, make_loader
-from cbd_fast.training.models import BACKBONES, build_model
-from cbd_fast.training.optim import make_optimizer
-from cbd_fast.training.stages import Job, join_stage, plan_jobs
+from cbd_fast.training.models import BACKBONES
+from cbd_fast.training.rehearsal import make_learner
+from cbd_fast.training.stages import Job, plan_jobs
 
 GOALS = {"resnet50": 0.98, "resnet18": 0.95}  # ratio on one H100 with 16 cores
 STAGES = {0: "stage one", 1: "one teacher"}
@@ -107,18 +107,6 @@ def measured_rounds(
                 for name, value in zip(rounds, (rate, real_rate, real_rate / rate, wait_share), strict=True):
                     rounds[name].append(value)
     return rounds
-
-
-def make_learner(job: Job, config: Config, accelerator: Accelerator) -> Learner:
-    """What the engine makes of a job, with teachers that have learned nothing: they cost the same."""
-    backbone, num_classes = config.model.backbone, config.data.num_classes
-    stage = join_stage(job, config, [build_model(backbone, num_classes) for _ in range(job.num_teachers)])
-    for module in filter(None, (stage.model, stage.teachers)):
-        module.to(accelerator.device).to(memory_format=torch.channels_last)
-    model, optimizer = accelerator.prepare(stage.model, make_optimizer(stage.model, config.optimization))
-    return Learner(
-        accelerator=accelerator, model=model, teachers=stage.teachers, optimizer=optimizer, losses=stage.losses
-    )
 
 
 def measure(learner: Learner, batches: Iterator[Batch], lead_in: int, num_steps: int) -> tuple[float, float]:

@@ -74,7 +74,7 @@ def _limit(stage: str, loading: float, findings: Findings) -> str:
             f"{loading:,.0f}, {loading / training:.1f} times as many; a faster loader changes nothing."
         )
     return (
-        f"{stage}: loading is the limit. Training could take {training:,.0f} pictures/s, loading gives {loading:,.0f}, so "
+        f"{stage}: loading is the limit. Training could take {training:,.0f} pictures/s, loading gives {loading:,.0f}: "
         f"{1 - loading / training:.0%} of the time is spent waiting; {busy_with}."
     )
 
@@ -84,9 +84,9 @@ def _about_the_disk(findings: Findings) -> list[str]:
     if findings.cold_reading is None or findings.cold_reading >= needed:
         return []
     return [
-        f"The disk gives {findings.cold_reading:,.0f} pictures/s that are not in memory yet, fewer than the {needed:,.0f} "
-        "that are wanted: the first epoch, and each one if the shards do not fit into memory, goes at the disk's speed. "
-        "Put the shards on a faster disk, or store smaller pictures."
+        f"The disk gives {findings.cold_reading:,.0f} pictures/s that are not in memory yet, of {needed:,.0f} that are "
+        "wanted: the first epoch, and each one if the shards do not fit into memory, goes at the disk's speed. Put the "
+        "shards on a faster disk, or store smaller pictures."
     ]
 
 

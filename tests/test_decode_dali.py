@@ -74,9 +74,10 @@ def test_the_graph_of_the_gpu_agrees_too(pictures, name):
     check_agreement(pictures, name, CPU, tolerance=1.0, does_all=True)
 
 
-def test_threads_do_not_disturb_each_other(pictures):
+@pytest.mark.parametrize("does_all", [False, True])
+def test_threads_do_not_disturb_each_other(pictures, does_all):
     files, sizes = pictures
-    _, dali = decoders(pads=False)
+    _, dali = decoders(pads=False, does_all=does_all)
     plans = [plan_of(Augmentation(), sizes, step=step, image_size=64) for step in range(12)]
     expected = [dali(files, plan).pixels for plan in plans]
     with ThreadPoolExecutor(4) as pool:

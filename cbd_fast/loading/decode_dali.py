@@ -7,7 +7,6 @@ CPU it only decodes, and only the box: its resizing takes several times as long 
 import threading
 import warnings
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,8 +24,8 @@ class DaliDecoder:
     A picture that DALI cannot decode makes its pipeline invalid for good. The pipeline is then built again, and that
     batch is decoded by the reference decoder, which says which picture it was.
 
-    Where it only decodes, every thread that calls has pipelines of its own: the parallelism is over threads. Where it
-    does all, the pipelines are everybody's, and one batch runs at a time.
+    Every thread that calls has pipelines of its own. Where DALI only decodes, the parallelism is over threads; where it
+    does all, two batches can be under way at a time.
     """
 
     def __init__(
@@ -60,8 +59,7 @@ class DaliDecoder:
         # on regions (NVIDIA/nvImageCodec issue 55).
         self._decodes_boxes = not self._does_all and not pads
         self._settings: dict[str, Any] = {"batch_size": batch_size, "num_threads": num_threads, "device": device}
-        self._running = threading.Lock()
-        self._pipelines: Any = SimpleNamespace() if self._does_all else threading.local()
+        self._pipelines: Any = threading.local()
         self._pipeline("crop_files" if self._does_all else self._decoding)
 
     def __call__(self, sources: Sequence[Source], plan: Plan) -> Crops:
@@ -80,11 +78,10 @@ class DaliDecoder:
             if not self._does_all:
                 decoded = self._run(self._decoding, encoded, boxes)
                 return [torch.from_numpy(np.asarray(decoded[place]).copy()) for place in range(len(encoded))]
-            with self._running:
-                decoded = self._run("decode", encoded, boxes)
-                pictures = [torch.from_dlpack(decoded[place]).clone() for place in range(len(encoded))]
-                self._wait()
-                return list(pictures)
+            decoded = self._run("decode", encoded, boxes)
+            pictures = [torch.from_dlpack(decoded[place]).clone() for place in range(len(encoded))]
+            self._wait()
+            return list(pictures)
         except RuntimeError:
             if len(encoded) == 1:
                 return self._reference.whole(encoded, sizes)
@@ -95,16 +92,14 @@ class DaliDecoder:
         size = self._image_size
         pixels = torch.empty((len(plan), size, size, 3), dtype=torch.uint8, device=self._device)
         are_files = np.array([isinstance(source, np.ndarray) for source in sources])
-        with self._running:
-            for task, chosen in (("crop_files", are_files), ("crop_pictures", ~are_files)):
-                if chosen.any():
-                    positions = np.flatnonzero(chosen)
-                    output = self._run(
-                        task, [sources[position] for position in positions.tolist()], plan.boxes[positions]
-                    )
-                    # DALI uses its memory again for the next batch: what is copied here must be done by then
-                    pixels[torch.from_numpy(positions).to(self._device)] = torch.from_dlpack(output.as_tensor())
-            self._wait()
+        for task, chosen in (("crop_files", are_files), ("crop_pictures", ~are_files)):
+            positions = np.flatnonzero(chosen)
+            if len(positions):
+                part = [sources[position] for position in positions.tolist()]
+                output = self._run(task, part, plan.boxes[positions])
+                # DALI uses its memory again for the next batch: what is copied here must be done by then
+                pixels[torch.from_numpy(positions).to(self._device)] = torch.from_dlpack(output.as_tensor())
+        self._wait()
         return Crops(pixels, {})
 
     def _only_decode(self, sources: Sequence[Source], plan: Plan) -> Crops:

@@ -10,12 +10,14 @@
 Batch s is a function of the shards, the settings and s alone. Whatever runs ahead, in whatever order, changes nothing.
 """
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,6 +62,7 @@ class Loader:
     Attributes:
         shards: the opened split, with its manifest and index.
         epoch: which pass ``for batch in loader`` makes next.
+        decoder: ``dali`` or ``torch``.
         resident: the pictures that are kept decoded, if any.
     """
 
@@ -137,7 +140,7 @@ class Loader:
         self._pool = thread_pool(num_threads)
         self._prefetch = prefetch
         self._ahead = ThreadPoolExecutor(prefetch, thread_name_prefix="cbd-batch")
-        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self._own: Any = threading.local()  # each thread's stream of the GPU: one batch does not wait for the other
         self._make_images = ImageMaker(
             self.shards,
             self._pool,
@@ -150,6 +153,7 @@ class Loader:
             prefetch=prefetch,
             recorder=self._recorder,
         )
+        self.decoder = self._make_images.decoder_name
         self.resident: Resident | None = None
         if resident or resident_gb:
             self.resident = self._keep(resident, resident_gb, resident_on_gpu, on_filling)
@@ -254,11 +258,13 @@ class Loader:
         return np.arange(first, end)
 
     def _make(self, step: int) -> tuple[Batch, torch.cuda.Event | None]:
-        """Makes a batch on the loader's own stream; the event says when it is there."""
-        if self._stream is None:
+        """Makes a batch on a stream of this thread's own; the event says when it is there."""
+        if self.device.type != "cuda":
             return self._finished(step), None
-        with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
-            return self._finished(step), self._stream.record_event()
+        if not hasattr(self._own, "stream"):
+            self._own.stream = torch.cuda.Stream(self.device)
+        with torch.cuda.device(self.device), torch.cuda.stream(self._own.stream):
+            return self._finished(step), self._own.stream.record_event()
 
     def _finished(self, step: int) -> Batch:
         plan, images = self._images(step)
