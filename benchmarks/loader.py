@@ -10,6 +10,7 @@ and smallest class tell what each really drew.
 """
 
 import argparse
+import os
 import statistics
 import time
 from collections import Counter
@@ -41,21 +42,21 @@ class Runner:
     process: Any
     told: Connection
     rates: list[float] = field(default_factory=list)
+    cold_rates: list[float] = field(default_factory=list)
     drawn: Counter[int] = field(default_factory=Counter)
-    peak_bytes: int = 0
+    num_bytes: int = 0
 
-    def turn(self, seconds: float, counts: bool = True) -> None:
-        """Lets it run for so long, watching its memory."""
+    def turn(self, seconds: float) -> float:
+        """Lets it run for so long; returns pictures per second."""
         self.told.send(seconds)
-        while not self.told.poll(0.5):
-            self.peak_bytes = max(self.peak_bytes, proportional_bytes(self.process.pid))
         try:
             rate, drawn = self.told.recv()
         except EOFError:
             raise RunError(f"{self.contestant.name}: its process ended; see above") from None
-        if counts:
-            self.rates.append(rate)
-            self.drawn.update(drawn)
+        self.drawn.update(drawn)
+        # now, with its batches ahead: to look while it runs would slow it down
+        self.num_bytes = max(self.num_bytes, proportional_bytes(self.process.pid))
+        return rate
 
 
 def main() -> None:
@@ -67,10 +68,13 @@ def main() -> None:
         contestants = [each for each in contestants if any(word in each.name for word in wanted)]
     runners = [start(contestant) for contestant in contestants]
     for runner in runners:
-        runner.turn(arguments.seconds * WARM_UP_SHARE, counts=False)
+        runner.turn(arguments.seconds * WARM_UP_SHARE)
     for _ in range(arguments.rounds):
         for runner in runners:
-            runner.turn(arguments.seconds)
+            runner.rates.append(runner.turn(arguments.seconds))
+        for runner in runners if arguments.cold else []:
+            forget(runner.contestant.path)
+            runner.cold_rates.append(runner.turn(arguments.seconds))
     for runner in runners:
         runner.told.send(None)
         runner.process.join()
@@ -111,6 +115,14 @@ def measure(batches: Batches, seconds: float) -> tuple[float, Counter[int]]:
     return num_pictures / elapsed, drawn
 
 
+def forget(folder: Path) -> None:
+    """Asks the system to drop what it keeps in memory of all files below a folder."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def proportional_bytes(pid: int) -> int:
     """Memory of a process and those that it started; what several share is divided among them."""
     total = 0
@@ -132,10 +144,11 @@ def summarized(runner: Runner, baseline: Runner, arguments: argparse.Namespace) 
         "pictures/s": round(median),
         "spread": f"{min(runner.rates):,.0f} to {max(runner.rates):,.0f}",
         "ratio": f"{median / statistics.median(baseline.rates):.2f}",
+        **({"pictures/s from the disk": round(statistics.median(runner.cold_rates))} if runner.cold_rates else {}),
         "MB on disk": round(disk_bytes(runner.contestant.path) / 1e6),
-        "peak MB": round(runner.peak_bytes / 1e6),
-        "class share, % (largest, smallest)": f"{100 * max(per_class) / num_drawn:.3f}, "
-        f"{100 * min(per_class) / num_drawn:.3f}",
+        "MB of memory": round(runner.num_bytes / 1e6),
+        "largest class, %": f"{100 * max(per_class) / num_drawn:.3f}",
+        "smallest class, %": f"{100 * min(per_class) / num_drawn:.3f}",
     }
 
 
@@ -170,6 +183,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--resident", type=float, default=0.2, metavar="SHARE", help="default 0.2; and none")
     parser.add_argument("--rounds", type=int, default=5, metavar="N")
     parser.add_argument("--seconds", type=float, default=5, metavar="S", help="of each contestant in each round")
+    parser.add_argument(
+        "--cold", action="store_true", help="also give each turns before which its files are dropped from memory"
+    )
     parser.add_argument("--only", metavar="WORDS", help="contestants with one of these in their names, and the first")
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     arguments = parser.parse_args()

@@ -13,6 +13,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+WIDTH = 160
+
 
 def machine_and_versions(packages: Sequence[str]) -> dict[str, Any]:
     """Where and with what something was measured."""
@@ -34,6 +36,8 @@ def print_table(rows: Sequence[dict[str, Any]], title: str = "") -> None:
     for row in rows:
         table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()))
     console = Console()
+    if not console.is_terminal:
+        console.width = WIDTH  # a file has room for every column
     console.print(table)
     machine = machine_and_versions(())
     console.print("{processor}, {cores} cores, GPU: {gpu}, {date}".format(**machine), highlight=False)
