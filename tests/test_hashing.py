@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cbd_fast.loading.hashing import hash64, permute, uniform
+from cbd_fast.loading.hashing import hash64, inverse_permute, permute, uniform
 
 
 def test_the_hash_never_changes():
@@ -13,6 +13,8 @@ def test_the_hash_never_changes():
     assert hash64(0).tolist() == [3220344897584144929]
     assert hash64(1, 2, 3).tolist() == [3671048590361019180]
     assert permute(np.arange(8), 8, 0).tolist() == [2, 5, 3, 0, 1, 6, 4, 7]
+    far = np.array([0, 5, 2**40])
+    assert permute(far, 2**40 + 1, 3, np.array([1, 1, 9])).tolist() == [936720979608, 276258239796, 793746261051]
 
 
 def test_keys_are_ordered_and_distinct():
@@ -45,6 +47,22 @@ def test_elements_of_a_permutation_are_computed_one_by_one(length, seed, data):
     together = permute(positions, length, seed)
     assert together.tolist() == [int(permute(position, length, seed)[0]) for position in positions]
     assert ((together >= 0) & (together < length)).all()
+
+
+@given(st.integers(1, 10**12), st.integers(0, 2**62), st.data())
+def test_inverse_permute_finds_the_positions(length, seed, data):
+    positions = np.array(data.draw(st.lists(st.integers(0, length - 1), min_size=1, max_size=5)))
+    keys = np.arange(len(positions)) // 2
+    assert inverse_permute(permute(positions, length, seed, keys), length, seed, keys).tolist() == positions.tolist()
+
+
+def test_equal_keys_are_one_key():
+    # they are treated apart, which is for speed alone
+    keys = np.array([4, 4, 4, 4, 5])
+    mixed = permute(np.arange(5), 9, 1, keys)
+    assert (
+        permute(np.arange(4), 9, 1, keys[:4]).tolist() == mixed[:4].tolist() == permute(np.arange(4), 9, 1, 4).tolist()
+    )
 
 
 def test_lengths_and_keys_may_differ_from_element_to_element():

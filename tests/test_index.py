@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cbd_fast.errors import InputError
+from cbd_fast.sharding import index as index_module
 from cbd_fast.sharding.index import INDEX_DTYPE, ClassIndex, write_index
 
 
@@ -41,6 +42,18 @@ def test_written_rows_are_grouped_by_class_and_mapped(tmp_path_factory, labels_b
     assert isinstance(index.rows, np.memmap) or not len(everything)
     assert index.counts.tolist() == counts.tolist() == np.bincount(everything["label"], minlength=5).tolist()
     np.testing.assert_array_equal(index.rows, np.sort(everything, order=["label", "shard", "offset"]))
+
+
+def test_large_indexes_are_read_in_pieces(monkeypatch, tmp_path):
+    rows = rows_with([0, 0, 2, 2, 2, 3, 5])
+    rows["width"] = [1, 0, 1, 1, 0, 1, 0]
+    np.save(tmp_path / "index.npy", rows)
+    for piece_rows in (1, 2, 100):
+        monkeypatch.setattr(index_module, "PIECE_ROWS", piece_rows)
+        index = ClassIndex.open(tmp_path / "index.npy", 7)
+        assert index.starts.tolist() == [0, 2, 2, 5, 6, 6, 7, 7]
+        assert index.quarantined.tolist() == [1, 4, 6]
+        assert index.labels(np.arange(7)).tolist() == rows["label"].tolist() == index.rows["label"].tolist()
 
 
 def test_next_in_class_goes_round():

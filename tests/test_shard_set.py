@@ -34,6 +34,12 @@ def test_reads_each_picture_from_many_threads(photo_shards, picture_folder):
     assert shards.read(0).tobytes() == found[0]
 
 
+def test_places_are_rows_of_the_index(photo_shards):
+    shards = ShardSet(photo_shards, "train")
+    for rows in ([], [4], [18, 0, 3, 0]):
+        np.testing.assert_array_equal(shards.places(rows), shards.index.rows[np.array(rows, np.int64)])
+
+
 def test_name_is_that_of_the_member(photo_shards):
     shards = ShardSet(photo_shards, "train")
     assert {shards.name(row).split(":")[0] for row in range(len(shards))} == {"train-000000.tar"}

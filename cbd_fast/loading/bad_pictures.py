@@ -66,6 +66,6 @@ class BadPictures:
         while good in self.reasons:
             good = self._shards.index.next_in_class(good)
             if good == row:
-                name = self._shards.manifest.classes[int(self._shards.index.rows["label"][row])]
+                name = self._shards.manifest.classes[int(self._shards.index.labels(row))]
                 raise RunError(f"{self._shards.folder}: no picture of class {name!r} can be decoded")
         return good

@@ -11,6 +11,11 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 # An element that no round has moved, which would be a bias, has a chance of 2 ** -24.
 _SHUFFLE_ROUNDS = np.arange(1, 25, dtype=np.uint64) * _GOLDEN
 
+_MULTIPLICATIONS = (
+    (np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)),
+    (np.uint64(27), np.uint64(0x94D049BB133111EB)),
+)
+
 
 def hash64(*keys: ArrayLike) -> np.ndarray:
     """Hashes integers into 64 random bits, one key after the other.
@@ -23,7 +28,8 @@ def hash64(*keys: ArrayLike) -> np.ndarray:
     """
     state = np.full(1, 0x243F6A8885A308D3, np.uint64)  # digits of pi: any constant would do
     for key in keys:
-        state = _mix(state + _GOLDEN * (np.atleast_1d(key).astype(np.uint64) + np.uint64(1)))
+        state = state + _GOLDEN * (np.atleast_1d(key).astype(np.uint64) + np.uint64(1))
+        _mix(state, np.empty_like(state))
     return state
 
 
@@ -47,19 +53,58 @@ def permute(positions: ArrayLike, lengths: ArrayLike, *keys: ArrayLike) -> np.nd
     Returns:
         int64 of the broadcast shape, each in ``range(lengths)``.
     """
+    return _shuffle(positions, lengths, hash64(*keys), _SHUFFLE_ROUNDS)
+
+
+def inverse_permute(elements: ArrayLike, lengths: ArrayLike, *keys: ArrayLike) -> np.ndarray:
+    """Positions at which ``permute`` with the same lengths and keys gives ``elements``."""
+    return _shuffle(elements, lengths, hash64(*keys), _SHUFFLE_ROUNDS[::-1])  # each round is its own inverse
+
+
+def _shuffle(elements: ArrayLike, lengths: ArrayLike, base: np.ndarray, rounds: np.ndarray) -> np.ndarray:
+    """Rounds of the swap-or-not shuffle, for permutations that ``base`` names.
+
+    All in place, as fresh memory for every result would take longer than the results; fastest with some ten thousand
+    elements, of which all that is needed stays in a core's cache.
+    """
     length = np.asarray(lengths).astype(np.uint64)
-    element = np.asarray(positions).astype(np.uint64)
-    base = hash64(*keys)
-    for number in _SHUFFLE_ROUNDS:
-        key = _mix(base + number)
-        mirror = (key % length + length - element) % length
-        swaps = _mix(key + _GOLDEN * np.maximum(element, mirror)) >> np.uint64(63)
-        element = np.where(swaps, mirror, element)
-    return element.astype(np.int64)
+    shape = np.broadcast_shapes(np.shape(elements), length.shape, base.shape)
+    if (base == base.flat[0]).all():  # one permutation: its key and mirror are computed once, not for each element
+        base = base.flat[:1]
+    key, key_scratch = np.empty_like(base), np.empty_like(base)
+    point = np.empty(np.broadcast_shapes(length.shape, base.shape), np.uint64)
+    element, mirror, swaps, scratch = (np.empty(shape, np.uint64) for _ in range(4))
+    element[...] = elements
+    for number in rounds:
+        np.add(base, number, out=key)
+        _mix(key, key_scratch)
+        np.floor_divide(key, length, out=point)
+        point *= length
+        np.subtract(key, point, out=point)  # key % length, which NumPy does not vectorize as it does the division
+        np.subtract(point, element, out=mirror)
+        np.add(mirror, length, out=scratch)
+        np.minimum(mirror, scratch, out=mirror)  # where one is below 0 or too large, the other is right
+        np.maximum(element, mirror, out=swaps)
+        swaps *= _GOLDEN
+        swaps += key
+        _multiply(swaps, scratch)
+        swaps.view(np.int64)[...] >>= 63  # the highest bit decides: all bits where they change places, else none
+        mirror ^= element
+        mirror &= swaps
+        element ^= mirror
+    return element.view(np.int64)
 
 
-def _mix(state: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014)."""
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state ^ (state >> np.uint64(31))
+def _mix(state: np.ndarray, scratch: np.ndarray) -> None:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), in place."""
+    _multiply(state, scratch)
+    np.right_shift(state, np.uint64(31), out=scratch)
+    state ^= scratch
+
+
+def _multiply(state: np.ndarray, scratch: np.ndarray) -> None:
+    """All of ``_mix`` but its last step, which leaves the highest bit as it is."""
+    for shift, factor in _MULTIPLICATIONS:
+        np.right_shift(state, shift, out=scratch)
+        state ^= scratch
+        state *= factor

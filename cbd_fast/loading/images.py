@@ -206,7 +206,7 @@ class ImageMaker:
         good = np.array([position for position in range(len(rows)) if position not in bad], int)
         pictures: list[torch.Tensor | None] = [None] * len(rows)
         if len(good):
-            places = self._shards.index.rows[rows[good]]
+            places = self._shards.places(rows[good])
             sizes = np.stack([places["height"], places["width"]], axis=1).astype(np.int64)
             encoded = [file for file in files if isinstance(file, np.ndarray)]
             for position, picture in zip(good, self._decode.whole(encoded, sizes), strict=True):

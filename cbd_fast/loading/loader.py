@@ -238,7 +238,7 @@ class Loader:
             rows, positions = rows[kept], positions[kept]
         elif self.bad_pictures:
             rows = self._bad.replaced(rows)
-        places = self.shards.index.rows[rows]
+        places = self.shards.places(rows)
         return make_plan(
             self.augmentation,
             rows=rows,
@@ -268,7 +268,7 @@ class Loader:
 
     def _finished(self, step: int) -> Batch:
         plan, images = self._images(step)
-        labels = self.shards.index.rows["label"][plan.rows].astype(np.int64)
+        labels = self.shards.index.labels(plan.rows)
         return Batch(
             images=images,
             labels=torch.from_numpy(labels).to(self.device, non_blocking=True),

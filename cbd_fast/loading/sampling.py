@@ -5,20 +5,24 @@ process, every resumed run and every number of processes computes the same order
 """
 
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
 
 from cbd_fast.errors import InputError
+from cbd_fast.loading.blocks import BLOCK_SIZE
 from cbd_fast.loading.hashing import permute
+from cbd_fast.loading.windows import Windows, plan_windows
 
 POLICIES = ("instance", "class_balanced", "square_root", "progressive")
 
 # What a permutation is for; the first key after the seed, so that no two uses share their randomness.
 _EPOCH, _ROUND, _WINDOW, _WITHIN_CLASS = range(4)
+MAX_DRAWS_KEPT = 1 << 20  # of which class and visit are remembered; one plan, if it has more
+MAX_WINDOWS_PLANNED = 16
 
 
 class Order(Protocol):
@@ -147,20 +151,32 @@ class QuotaOrder:
     classes: _Classes
     drawn_by: Callable[[int], np.ndarray]
     window: int
-    # a window costs O(window) and serves that many draws; keeping the last few changes nothing but speed
-    _plan: Callable[[int], tuple[np.ndarray, np.ndarray]] = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_plan", lru_cache(maxsize=4)(self._plan_window))
+    # planning takes as long as it serves draws; keeping the last few plans changes nothing but speed
+    _plans: dict[int, Windows] = field(init=False, repr=False, default_factory=dict)
+    _planning: threading.Lock = field(init=False, repr=False, default_factory=threading.Lock)
 
     def __call__(self, draws: np.ndarray) -> np.ndarray:
-        windows, positions = np.divmod(draws, self.window)
+        plans, positions = np.divmod(draws, self._planned_draws)
         classes, visits = np.empty_like(positions), np.empty_like(positions)
-        for number in np.unique(windows):
-            here = windows == number
-            window_classes, window_visits = self._plan(int(number))
-            classes[here], visits[here] = window_classes[positions[here]], window_visits[positions[here]]
+        for number in np.unique(plans):
+            here = plans == number
+            classes[here], visits[here] = self._plan(int(number))(positions[here])
         return self.classes.pictures(classes, visits)
+
+    def _plan(self, number: int) -> Windows:
+        """A plan that is kept or made; one thread makes it for all."""
+        num_kept = max(1, MAX_DRAWS_KEPT // self._planned_draws)
+        with self._planning:
+            if number not in self._plans:
+                if len(self._plans) == num_kept:  # before, not after, the next one needs memory
+                    del self._plans[next(iter(self._plans))]
+                self._plans[number] = self._plan_windows(number)
+            return self._plans[number]
+
+    @property
+    def _planned_draws(self) -> int:
+        """Draws of the windows that are planned together: many if they are short, as each costs a millisecond."""
+        return self.window * min(MAX_WINDOWS_PLANNED, max(1, BLOCK_SIZE // self.window))
 
     def quotas(self, number: int) -> np.ndarray:
         """``(C,)`` int64 draws of each class in a window."""
@@ -174,17 +190,12 @@ class QuotaOrder:
         whole[np.argsort(whole - exact, kind="stable")[:num_missing]] += 1
         return whole
 
-    def _plan_window(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """``(window,)`` class and ``(window,)`` visit of that class for every draw of a window."""
-        quotas = self.quotas(number)
-        assert quotas.min() >= 0, "a window is shorter than a class needs"
-        tickets = np.repeat(np.arange(len(quotas)), quotas)
-        classes = tickets[permute(np.arange(self.window), self.window, self.classes.seed, _WINDOW, number)]
-        in_order = np.argsort(classes, kind="stable")
-        visits = np.empty_like(classes)
-        first_ticket = np.cumsum(quotas) - quotas
-        visits[in_order] = np.arange(self.window) + np.repeat(self._rounded(number) - first_ticket, quotas)
-        return classes, visits
+    def _plan_windows(self, number: int) -> Windows:
+        """The draws ``number * _planned_draws`` up to ``(number + 1) * _planned_draws``."""
+        num_windows = self._planned_draws // self.window
+        numbers = number * num_windows + np.arange(num_windows)
+        before = np.stack([self._rounded(int(each)) for each in (*numbers, numbers[-1] + 1)])
+        return plan_windows(before, lambda window: (self.classes.seed, _WINDOW, numbers[window]))
 
 
 def _progressive(instance_shares: np.ndarray, num_draws: int) -> Callable[[int], np.ndarray]:

@@ -1,17 +1,19 @@
 """ClassIndex: one row per picture, the rows of a class together, memory-mapped.
 
-The file is a plain NumPy array (``.npy``) of ``INDEX_DTYPE``, sorted by label and then by place. Opening it touches
-a few pages whatever its size, and any picture of any class is one row away.
+The file is a plain NumPy array (``.npy``) of ``INDEX_DTYPE``, sorted by label and then by place. Any picture of any
+class is one row away. Opening reads the labels once, piece by piece.
 """
 
+import mmap
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from cbd_fast.errors import InputError
 from cbd_fast.files import to_disk
@@ -28,13 +30,16 @@ INDEX_DTYPE = np.dtype(
     ]
 )
 
+PIECE_ROWS = 1 << 20  # that are looked at together: 32 MB
+
 
 @dataclass(frozen=True)
 class ClassIndex:
     """The pictures of a split, grouped by class.
 
     Attributes:
-        rows: ``(num_pictures,)`` of ``INDEX_DTYPE``, sorted by label.
+        rows: ``(num_pictures,)`` of ``INDEX_DTYPE``, sorted by label. A mapped file: what is looked at here comes to
+            count as this process's memory, up to the whole of it; ``ShardSet.places`` reads rows and leaves nothing.
         starts: ``(num_classes + 1,)`` int64; the rows of class c are ``starts[c]`` up to ``starts[c + 1]``.
     """
 
@@ -44,7 +49,11 @@ class ClassIndex:
     @classmethod
     def from_rows(cls, rows: np.ndarray, num_classes: int) -> "ClassIndex":
         """Groups rows that are already sorted by label."""
-        return cls(rows, _class_starts(rows["label"], num_classes))
+        labels = np.arange(num_classes + 1, dtype=np.int64)
+        starts = np.zeros(num_classes + 1, np.int64)
+        for _, piece in _pieces(rows):
+            starts += np.searchsorted(piece["label"].astype(np.int64), labels)
+        return cls(rows, starts)
 
     @classmethod
     def open(cls, path: Path, num_classes: int) -> "ClassIndex":
@@ -74,11 +83,16 @@ class ClassIndex:
     @property
     def quarantined(self) -> np.ndarray:
         """``(n,)`` int64, rows of pictures that are marked as bad; it reads the whole index."""
-        return np.flatnonzero(self.rows["width"] == 0)
+        found = [first + np.flatnonzero(piece["width"] == 0) for first, piece in _pieces(self.rows)]
+        return np.concatenate([np.empty(0, np.int64), *found])
+
+    def labels(self, rows: ArrayLike) -> np.ndarray:
+        """int64 labels of rows, without a look at the file."""
+        return np.searchsorted(self.starts, rows, side="right") - 1
 
     def next_in_class(self, row: int) -> int:
         """The row after ``row`` in its class; after the last one, the first."""
-        label = int(self.rows["label"][row])
+        label = int(self.labels(row))
         first, end = int(self.starts[label]), int(self.starts[label + 1])
         return first if row + 1 == end else row + 1
 
@@ -125,15 +139,9 @@ def file_crc32(path: Path) -> int:
     return crc
 
 
-def _class_starts(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """First row of every class, by bisecting for all classes at once: it reads C log2(N) labels, not N."""
-    wanted = np.arange(num_classes + 1)
-    low: np.ndarray = np.zeros(num_classes + 1, np.int64)
-    high: np.ndarray = np.full(num_classes + 1, len(labels), np.int64)
-    while (searching := low < high).any():
-        middle = (low + high) // 2
-        before = searching.copy()
-        before[searching] = labels[middle[searching]] < wanted[searching]
-        low = np.where(before, middle + 1, low)
-        high = np.where(searching & ~before, middle, high)
-    return low
+def _pieces(rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Consecutive rows with the number of the first; never is more than a piece of a mapped file in memory."""
+    for first in range(0, len(rows), PIECE_ROWS):
+        yield first, rows[first : first + PIECE_ROWS]
+        if isinstance(rows, np.memmap) and isinstance(rows.base, mmap.mmap):
+            rows.base.madvise(mmap.MADV_DONTNEED)  # what was read would count as this process's; the system keeps it

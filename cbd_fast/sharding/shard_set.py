@@ -6,14 +6,14 @@ import resource
 import tarfile
 import threading
 import zlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from cbd_fast.errors import InputError
-from cbd_fast.sharding.index import ClassIndex, file_crc32
+from cbd_fast.sharding.index import INDEX_DTYPE, ClassIndex, file_crc32
 from cbd_fast.sharding.manifest import Manifest, SplitRecord, read_manifest
 
 NUM_CHECKED = 64  # pictures looked for when opening
@@ -53,11 +53,13 @@ class ShardSet:
         self.record: SplitRecord = self.manifest.splits[split]
         self.paths = [self.folder / shard.file for shard in self.record.shards]
         self._check_files()
-        self.index = ClassIndex.open(self.folder / self.record.index, self.num_classes)
+        self._index_path = self.folder / self.record.index
+        self.index = ClassIndex.open(self._index_path, self.num_classes)
         self._check_index()
+        self._first_row = self._index_path.stat().st_size - len(self.index) * INDEX_DTYPE.itemsize
         self.quarantined = self._find_quarantined()
         _allow_open_files(len(self.paths) + NUM_OTHER_FILES)
-        self._files: dict[int, io.FileIO] = {}
+        self._files: dict[Path, io.FileIO] = {}
         self._opening = threading.Lock()
         self._check_pictures()
 
@@ -74,6 +76,15 @@ class ShardSet:
     def __len__(self) -> int:
         return len(self.index)
 
+    def places(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Rows of the index: ``(n,)`` of ``INDEX_DTYPE``.
+
+        Read one by one: of a map, each would bring 64 KB or more around it into this process's memory, to stay there.
+        """
+        descriptor, num_bytes = self._descriptor(self._index_path), INDEX_DTYPE.itemsize
+        read = [os.pread(descriptor, num_bytes, self._first_row + int(row) * num_bytes) for row in rows]
+        return np.frombuffer(b"".join(read), INDEX_DTYPE)
+
     def read(self, row: int) -> np.ndarray:
         """The file of one picture.
 
@@ -86,29 +97,28 @@ class ShardSet:
         Raises:
             OSError: the shard cannot be read, ends too early, or has other bytes there than were indexed.
         """
-        place = self.index.rows[row]
+        place = self.places([row])[0]
         data = np.empty(int(place["size"]), np.uint8)
-        shard = int(place["shard"])
+        path = self.paths[int(place["shard"])]
         # a positioned read, not a memory map: it leaves the interpreter's lock while it waits for a cold file
-        num_read = os.preadv(self._descriptor(shard), [data.data], int(place["offset"]))
+        num_read = os.preadv(self._descriptor(path), [data.data], int(place["offset"]))
         if num_read != len(data):
-            raise OSError(f"{self.paths[shard].name} ends at byte {int(place['offset']) + num_read}")
+            raise OSError(f"{path.name} ends at byte {int(place['offset']) + num_read}")
         # damaged bytes can decode to wrong pixels without complaint, and crash some decoders
         if zlib.crc32(data.data) != int(place["crc32"]):
             raise OSError("the bytes are not those that were indexed (crc32)")
         return data
 
-    def read_ahead(self, rows: Iterable[int]) -> None:
+    def read_ahead(self, rows: Sequence[int]) -> None:
         """Asks the system to fetch pictures that will be read soon; returns at once."""
-        for row in rows:
-            place = self.index.rows[row]
+        for place in self.places(rows):
             with suppress(OSError):  # reading will say what is wrong
-                descriptor = self._descriptor(int(place["shard"]))
+                descriptor = self._descriptor(self.paths[int(place["shard"])])
                 os.posix_fadvise(descriptor, int(place["offset"]), int(place["size"]), os.POSIX_FADV_WILLNEED)
 
     def name(self, row: int) -> str:
         """Where a picture is, for messages: ``shard:member``, the member's name read from its tar header."""
-        place = self.index.rows[row]
+        place = self.places([row])[0]
         path = self.paths[int(place["shard"])]
         try:
             with open(path, "rb") as file:
@@ -124,12 +134,12 @@ class ShardSet:
             while self._files:
                 self._files.popitem()[1].close()
 
-    def _descriptor(self, shard: int) -> int:
-        if shard not in self._files:
+    def _descriptor(self, path: Path) -> int:
+        if path not in self._files:
             with self._opening:
-                if shard not in self._files:
-                    self._files[shard] = open(self.paths[shard], "rb", buffering=0)  # noqa: SIM115
-        return self._files[shard].fileno()
+                if path not in self._files:
+                    self._files[path] = open(path, "rb", buffering=0)  # noqa: SIM115
+        return self._files[path].fileno()
 
     def _check_files(self) -> None:
         for path, shard in zip(self.paths, self.record.shards, strict=True):
@@ -141,7 +151,7 @@ class ShardSet:
                 )
 
     def _check_index(self) -> None:
-        path, index, record = self.folder / self.record.index, self.index, self.record
+        path, index, record = self._index_path, self.index, self.record
         if len(index) != record.num_pictures or index.counts.tolist() != record.class_counts:
             raise InputError(
                 f"{path}: {len(index)} pictures, with other counts per class than the {record.num_pictures} of "
@@ -169,8 +179,8 @@ class ShardSet:
         rows = sorted({len(self) * number // NUM_CHECKED for number in range(NUM_CHECKED)}) if len(self) else []
         rows = [row for row in rows if row not in set(self.quarantined.tolist())]
         by_shard: dict[int, list[OSError | None]] = {}
-        for row in rows:
-            found = by_shard.setdefault(int(self.index.rows["shard"][row]), [])
+        for row, place in zip(rows, self.places(rows), strict=True):
+            found = by_shard.setdefault(int(place["shard"]), [])
             try:
                 self.read(row)
                 found.append(None)
