@@ -41,9 +41,11 @@ def test_the_rarest_and_smallest_are_chosen():
     assert choose_resident(rows, shares, share=1 / 7).tolist() == [5]
     assert choose_resident(rows, shares, share=2 / 7).tolist() == [5, 6]
     assert choose_resident(rows, shares, share=1).tolist() == list(range(7))
-    assert choose_resident(rows, shares, gigabytes=320e-9).tolist() == [5]  # 300 bytes, on whole lines of 64
-    assert choose_resident(rows, shares, gigabytes=(320 + 960 + 320) * 1e-9).tolist() == [0, 5, 6]
-    assert choose_resident(rows, shares, gigabytes=319e-9).tolist() == []
+    assert choose_resident(rows, shares, gigabytes=321e-9).tolist() == [
+        5
+    ]  # 300 bytes on whole lines of 64, and one more
+    assert choose_resident(rows, shares, gigabytes=(321 + 961 + 321) * 1e-9).tolist() == [0, 5, 6]
+    assert choose_resident(rows, shares, gigabytes=320e-9).tolist() == []
 
 
 def test_quarantined_pictures_are_never_chosen():
@@ -159,7 +161,7 @@ from cbd_fast import Loader
 filled = []
 loader = Loader({str(photo_shards)!r}, **{OPTIONS!r}, decoder="torch", sampling="class_balanced", resident=1,
                 on_filling=lambda done, total: filled.append(done))
-print(bool(filled), loader.batch(3).images.double().sum().item(), flush=True)
+print(loader.resident._shared.is_mine, bool(filled), loader.batch(3).images.double().sum().item(), flush=True)
 sys.stdin.read()  # keeps the block until the others have been there
 """
     start = [sys.executable, "-c", program]
@@ -168,9 +170,10 @@ sys.stdin.read()  # keeps the block until the others have been there
     lines = [process.stdout.readline().split() for process in processes]
     for process in processes:
         process.communicate()
-    assert sorted(filled for filled, _ in lines) == ["False", "False", "True"]
+    assert sorted(is_mine for is_mine, *_ in lines) == ["False", "False", "True"]
+    assert [filled for is_mine, filled, _ in lines if is_mine == "True"] == ["True"]
     with Loader(photo_shards, **OPTIONS, decoder="torch", sampling="class_balanced") as plain:
-        assert {float(total) for _, total in lines} == {plain.batch(3).images.double().sum().item()}
+        assert {float(total) for *_, total in lines} == {plain.batch(3).images.double().sum().item()}
 
 
 @pytest.mark.gpu

@@ -13,12 +13,15 @@ PROGRAM = """
 import sys, time
 from cbd_fast.loading.shared_block import SharedBlock
 
-def fill(data):
+def fill(data, tell):
     print("filling", flush=True)
     {filling}
     data.fill_(7)
 
-block = SharedBlock({name!r}, 1000, fill)
+def show(done, total):
+    print("done", done, total, flush=True)
+
+block = SharedBlock({name!r}, 1000, fill, show)
 print("sum", int(block.data.sum()), flush=True)
 sys.stdin.read()
 """
@@ -46,7 +49,7 @@ def test_the_second_finds_what_the_first_filled(name):
     second = start(name)
     assert second.stdout.readline() == "sum 7000\n"
     first.communicate()  # the memory stays with the second
-    mine = SharedBlock(name, 1000, lambda data: data.fill_(1))  # the first, who knew of it, is gone
+    mine = SharedBlock(name, 1000, lambda data, _: data.fill_(1), print)  # the first, who knew of it, is gone
     assert mine.is_mine
     assert int(mine.data.sum()) == 1000
     second.communicate()
@@ -54,10 +57,23 @@ def test_the_second_finds_what_the_first_filled(name):
     assert not notes(name)
 
 
+def test_who_waits_is_told_of_progress_too(name):
+    first = start(name, "tell(30, 100); sys.stdin.readline()")
+    assert [first.stdout.readline() for _ in range(2)] == ["filling\n", "done 30 100\n"]
+    second = start(name)
+    assert second.stdout.readline() == "done 30 100\n"
+    first.stdin.write("go on\n")
+    first.stdin.flush()
+    lines = iter(second.stdout.readline, "")
+    assert next(line for line in lines if not line.startswith("done")) == "sum 7000\n"
+    first.communicate()
+    second.communicate()
+
+
 def test_a_block_of_another_size_is_another(name):
     first = start(name)
     assert [first.stdout.readline() for _ in range(2)] == ["filling\n", "sum 7000\n"]
-    mine = SharedBlock(name, 500, lambda data: data.fill_(1))
+    mine = SharedBlock(name, 500, lambda data, _: data.fill_(1), print)
     assert len(mine.data) == 500
     mine.close()
     first.communicate()
@@ -74,15 +90,15 @@ def test_a_process_killed_while_it_fills_leaves_nothing_that_is_taken_for_whole(
 
 
 def test_where_filling_fails_the_next_one_tries(name):
-    def fail(data):
+    def fail(data, tell):
         raise OSError("no such picture")
 
     with pytest.raises(OSError, match="no such picture"):
-        SharedBlock(name, 1000, fail)
-    block = SharedBlock(name, 1000, lambda data: data.fill_(2))
+        SharedBlock(name, 1000, fail, print)
+    block = SharedBlock(name, 1000, lambda data, _: data.fill_(2), print)
     assert block.is_mine
     assert int(block.data.sum()) == 2000
-    again = SharedBlock(name, 1000, fail)  # in the same process
+    again = SharedBlock(name, 1000, fail, print)  # in the same process
     assert not again.is_mine
     again.data[0] = 9
     assert block.data[0] == 9

@@ -15,7 +15,8 @@ from cbd_fast.loading.decode_torch import Decoder, Source, TorchDecoder
 from cbd_fast.loading.finish import finish
 from cbd_fast.loading.machine import num_cores_of_all, thread_pool
 from cbd_fast.loading.memory import BatchMemory
-from cbd_fast.loading.resident import Filling, Resident
+from cbd_fast.loading.resident import Resident
+from cbd_fast.loading.shared_block import Progress
 from cbd_fast.loading.stats import Recorder
 from cbd_fast.sharding.shard_set import ShardSet
 
@@ -81,7 +82,7 @@ class ImageMaker:
                 num_threads=num_threads if self.decodes_on_gpu else 1,
             )
 
-    def keep(self, rows: np.ndarray, *, on_gpu: bool, on_progress: Filling) -> Resident:
+    def keep(self, rows: np.ndarray, *, on_gpu: bool, on_progress: Progress) -> Resident:
         """Decodes pictures once, or finds them decoded by another process of this machine, and keeps them.
 
         Args:

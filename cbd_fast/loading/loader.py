@@ -28,8 +28,9 @@ from cbd_fast.loading.augment import Augmentation, Plan, make_plan
 from cbd_fast.loading.bad_pictures import BadPictures
 from cbd_fast.loading.images import DECODERS, ImageMaker
 from cbd_fast.loading.machine import num_cores, place_among_processes, thread_pool
-from cbd_fast.loading.resident import Filling, Resident, choose_resident
+from cbd_fast.loading.resident import Resident, choose_resident
 from cbd_fast.loading.sampling import POLICIES, Order, draw_shares, make_order
+from cbd_fast.loading.shared_block import Progress
 from cbd_fast.loading.stats import LoaderStats, Recorder
 from cbd_fast.sharding.shard_set import ShardSet
 
@@ -88,7 +89,7 @@ class Loader:
         total_steps: int | None = None,
         max_bad_share: float = 0.01,
         on_bad_picture: Callable[[str, str], None] | None = None,
-        on_filling: Filling | None = None,
+        on_filling: Progress | None = None,
     ) -> None:
         """Opens shards, starts threads and decodes resident pictures; batches are made when they are asked for.
 
@@ -289,7 +290,7 @@ class Loader:
             self._bad.remember({int(plan.rows[position]): reason for position, reason in bad.items()})
 
     def _keep(
-        self, share: float | None, gigabytes: float | None, on_gpu: bool, on_filling: Filling | None
+        self, share: float | None, gigabytes: float | None, on_gpu: bool, on_filling: Progress | None
     ) -> Resident | None:
         if on_gpu and not self._make_images.decodes_on_gpu:
             raise InputError(

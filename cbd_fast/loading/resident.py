@@ -12,15 +12,13 @@ import torch
 
 from cbd_fast.errors import InputError
 from cbd_fast.loading.machine import available_bytes
-from cbd_fast.loading.shared_block import SharedBlock
+from cbd_fast.loading.shared_block import Progress, SharedBlock
 from cbd_fast.sharding.shard_set import ShardSet
 
 ALIGNMENT = 64  # bytes; a picture begins on a line of the processor's cache
 
 # row numbers to pictures, (height, width, 3) uint8, or None where there is none
 DecodeWhole = Callable[[np.ndarray], list[torch.Tensor | None]]
-# told how many pictures of how many are done
-Filling = Callable[[int, int], None]
 
 
 def choose_resident(
@@ -54,7 +52,7 @@ def choose_resident(
     best_first = np.argsort(-value, kind="stable")[: np.count_nonzero(usable)]
     if share is not None:
         return np.sort(best_first[: int(share * len(rows))])
-    fitting = np.cumsum(_aligned(num_bytes[best_first])) <= (gigabytes or 0) * 10**9
+    fitting = np.cumsum(_aligned(num_bytes[best_first]) + 1) <= (gigabytes or 0) * 10**9
     return np.sort(best_first[fitting])
 
 
@@ -81,7 +79,7 @@ class Resident:
         decoder_name: str,
         group_size: int,
         mapping: Callable[..., Iterable[int]],
-        on_progress: Filling,
+        on_progress: Progress,
     ) -> None:
         """Decodes the pictures, or finds them decoded by another process of this machine.
 
@@ -99,7 +97,7 @@ class Resident:
         Raises:
             InputError: there is not as much memory.
         """
-        self._shards, self.rows, self._decode, self._on_progress = shards, rows, decode, on_progress
+        self._shards, self.rows, self._decode = shards, rows, decode
         self._group_size, self._mapping = group_size, mapping
         places = shards.index.rows[rows]
         self._shapes = np.stack([places["height"], places["width"]], axis=1).astype(np.int64)
@@ -111,12 +109,12 @@ class Resident:
         if device.type == "cuda":
             self._check_room(torch.cuda.mem_get_info(device)[0], "the GPU")
             data = torch.empty(self.num_bytes, dtype=torch.uint8, device=device)
-            self._fill(data)
+            self._fill(data, on_progress)
         else:
             name = hashlib.sha256(f"{shards.manifest.fingerprint} {shards.split} {decoder_name}".encode())
             name.update(places.tobytes())
             name.update(rows.tobytes())
-            self._shared = SharedBlock(name.hexdigest()[:32], self.num_bytes, self._fill_shared)
+            self._shared = SharedBlock(name.hexdigest()[:32], self.num_bytes, self._fill_shared, on_progress)
             data = self._shared.data
         self._is_there = data[int(ends[-1]) :].cpu().numpy().astype(bool)
         self._data = data
@@ -153,11 +151,11 @@ class Resident:
                 "(make_shards.py --short-side)"
             )
 
-    def _fill_shared(self, data: torch.Tensor) -> None:
+    def _fill_shared(self, data: torch.Tensor, on_progress: Progress) -> None:
         self._check_room(available_bytes(), "this machine")
-        self._fill(data)
+        self._fill(data, on_progress)
 
-    def _fill(self, data: torch.Tensor) -> None:
+    def _fill(self, data: torch.Tensor, on_progress: Progress) -> None:
         is_there = data[len(data) - len(self.rows) :]
         is_there.zero_()
         places = self._shards.index.rows[self.rows]
@@ -175,10 +173,10 @@ class Resident:
             return len(slots)
 
         num_done = 0
-        self._on_progress(num_done, len(self.rows))
+        on_progress(num_done, len(self.rows))
         for num_filled in self._mapping(fill, range(len(groups))):
             num_done += num_filled
-            self._on_progress(num_done, len(self.rows))
+            on_progress(num_done, len(self.rows))
 
 
 def _aligned(num_bytes: np.ndarray) -> np.ndarray:

@@ -10,11 +10,18 @@ import json
 import mmap
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, TextIO
 
 import torch
+
+LOOK_EVERY_SECONDS = 0.2
+
+# told how much of how much is done
+Progress = Callable[[int, int], None]
 
 
 class SharedBlock:
@@ -25,32 +32,39 @@ class SharedBlock:
         is_mine: whether this process filled it.
     """
 
-    def __init__(self, name: str, num_bytes: int, fill: Callable[[torch.Tensor], None]) -> None:
+    def __init__(
+        self, name: str, num_bytes: int, fill: Callable[[torch.Tensor, Progress], None], on_progress: Progress
+    ) -> None:
         """Finds the block of that name and size, or makes and fills it.
 
         Args:
             name: of what the block holds: equal names mean equal bytes. Hexadecimal digits.
             num_bytes: at least 1.
-            fill: called with the empty ``data`` in one process; if it fails, the next process tries.
+            fill: called with the empty ``data``, and what to tell of its progress, in one process; if it fails, the
+                next process tries.
+            on_progress: called in every process, whether it fills or waits.
         """
         path = Path(tempfile.gettempdir()) / f"cbd_fast-{os.getuid()}-{name}"
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         with open(os.open(path, flags, 0o600), "r+") as note:
-            fcntl.flock(note, fcntl.LOCK_EX)
-            self._descriptor = _opened(note.read(), name, num_bytes)
+            _wait_for(note, on_progress)
+            self._descriptor = _opened(_read(note), name, num_bytes)
             self.is_mine = self._descriptor is None
             if self._descriptor is None:
                 self._descriptor = os.memfd_create(_memfd_name(name))
                 os.ftruncate(self._descriptor, num_bytes)
                 self.data = self._mapped(num_bytes)
+
+                def tell(done: int, total: int) -> None:
+                    _write(note, {"done": done, "total": total})
+                    on_progress(done, total)
+
                 try:
-                    fill(self.data)
+                    fill(self.data, tell)
                 except BaseException:
                     self.close()
                     raise
-                note.seek(0)
-                note.truncate()
-                json.dump({"process": os.getpid(), "descriptor": self._descriptor}, note)
+                _write(note, {"process": os.getpid(), "descriptor": self._descriptor})
             else:
                 self.data = self._mapped(num_bytes)
         self._path = path
@@ -70,10 +84,37 @@ class SharedBlock:
         return torch.frombuffer(mmap.mmap(self._descriptor, num_bytes), dtype=torch.uint8)
 
 
-def _opened(note: str, name: str, num_bytes: int) -> int | None:
+def _wait_for(note: TextIO, on_progress: Progress) -> None:
+    """Locks the note; while another process fills the block, passes on what it tells."""
+    while True:
+        try:
+            fcntl.flock(note, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            told = _read(note)
+            if "done" in told:
+                on_progress(told["done"], told["total"])
+            time.sleep(LOOK_EVERY_SECONDS)
+
+
+def _read(note: TextIO) -> dict[str, Any]:
+    """What the note says; nothing if it is new, or just being written."""
+    note.seek(0)
+    with suppress(ValueError):
+        return json.loads(note.read())
+    return {}
+
+
+def _write(note: TextIO, what: dict[str, Any]) -> None:
+    note.seek(0)
+    note.truncate()
+    json.dump(what, note)
+    note.flush()
+
+
+def _opened(place: dict[str, Any], name: str, num_bytes: int) -> int | None:
     """The block that a note tells of, opened; None if it is there no more, or is another by now."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        place = json.loads(note)
+    with suppress(OSError, KeyError):
         path = f"/proc/{place['process']}/fd/{place['descriptor']}"
         if _memfd_name(name) not in os.readlink(path):
             return None
