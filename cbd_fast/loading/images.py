@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from cbd_fast.console import bar_of
+from cbd_fast.errors import InputError
 from cbd_fast.loading.augment import Plan
 from cbd_fast.loading.decode_dali import DaliDecoder
 from cbd_fast.loading.decode_torch import Decoder, Source, TorchDecoder
@@ -82,19 +84,30 @@ class ImageMaker:
                 num_threads=num_threads if self.decodes_on_gpu else 1,
             )
 
-    def keep(self, rows: np.ndarray, *, on_gpu: bool, on_progress: Progress) -> Resident:
+    def keep(self, rows: np.ndarray, *, on_gpu: bool, on_filling: Progress | None) -> Resident | None:
         """Decodes pictures once, or finds them decoded by another process of this machine, and keeps them.
 
         Args:
-            rows: ``(n,)`` int64, ascending, at least one.
+            rows: ``(n,)`` int64, ascending; if there are none, nothing is kept.
             on_gpu: whether to keep them in this process's GPU memory, not in the machine's.
-            on_progress: told how many pictures of how many are decoded.
+            on_filling: told how many pictures of how many are decoded; by default a bar on a terminal.
 
         Raises:
-            InputError: there is not as much memory.
+            InputError: there is not as much memory, or nothing is decoded on a GPU.
         """
+        if on_gpu and not self.decodes_on_gpu:
+            raise InputError(
+                "resident_on_gpu: pictures are not decoded on a GPU here, so there they would be of no use; it needs a "
+                "GPU and decoder=dali"
+            )
+        if not len(rows):
+            return None
         where = self._device if on_gpu else torch.device("cpu")
+        with bar_of("resident pictures", on_filling) as on_progress:
+            self._resident = self._filled(rows, where, on_progress)
+        return self._resident
 
+    def _filled(self, rows: np.ndarray, where: torch.device, on_progress: Progress) -> Resident:
         def fill(mapping: Mapping) -> Resident:
             return Resident(
                 self._shards,
@@ -108,12 +121,10 @@ class ImageMaker:
             )
 
         if self.decodes_on_gpu:
-            self._resident = fill(map)
-        else:
-            # one process fills while the others of this machine wait for it: their cores are free
-            with thread_pool(num_cores_of_all()) as pool:
-                self._resident = fill(pool.map)
-        return self._resident
+            return fill(map)
+        # one process fills while the others of this machine wait for it: their cores are free
+        with thread_pool(num_cores_of_all()) as pool:
+            return fill(pool.map)
 
     def __call__(self, plan: Plan) -> tuple[torch.Tensor, dict[int, str]]:
         """Makes the pictures of a plan.

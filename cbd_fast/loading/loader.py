@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from cbd_fast.console import bar_of
 from cbd_fast.errors import InputError
 from cbd_fast.loading.augment import Augmentation, Plan, make_plan
 from cbd_fast.loading.bad_pictures import BadPictures
@@ -157,7 +156,9 @@ class Loader:
         self.decoder = self._make_images.decoder_name
         self.resident: Resident | None = None
         if resident or resident_gb:
-            self.resident = self._keep(resident, resident_gb, resident_on_gpu, on_filling)
+            shares = draw_shares(sampling, self.shards.index.starts)
+            rows = choose_resident(self.shards.index.rows, shares, share=resident, gigabytes=resident_gb)
+            self.resident = self._make_images.keep(rows, on_gpu=resident_on_gpu, on_filling=on_filling)
 
     @property
     def bad_pictures(self) -> dict[int, str]:
@@ -288,21 +289,6 @@ class Loader:
                 self._recorder.add("num_pictures", len(plan))
                 return plan, images
             self._bad.remember({int(plan.rows[position]): reason for position, reason in bad.items()})
-
-    def _keep(
-        self, share: float | None, gigabytes: float | None, on_gpu: bool, on_filling: Progress | None
-    ) -> Resident | None:
-        if on_gpu and not self._make_images.decodes_on_gpu:
-            raise InputError(
-                "resident_on_gpu: pictures are not decoded on a GPU here, so there they would be of no use; it needs a "
-                "GPU and decoder=dali"
-            )
-        shares = draw_shares(self.sampling, self.shards.index.starts)
-        rows = choose_resident(self.shards.index.rows, shares, share=share, gigabytes=gigabytes)
-        if not len(rows):
-            return None
-        with bar_of("resident pictures", on_filling) as on_progress:
-            return self._make_images.keep(rows, on_gpu=on_gpu, on_progress=on_progress)
 
     def _check(self, sampling: str, batch_size: int, image_size: int, decoder: str, prefetch: int) -> None:
         for name, value, allowed in (("sampling", sampling, SAMPLINGS), ("decoder", decoder, DECODERS)):
