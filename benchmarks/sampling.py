@@ -34,7 +34,6 @@ from cbd_fast.loading.sampling import POLICIES, make_order
 NUM_PICTURES = (10_000, 100_000, 1_000_000, 10_000_000, 14_000_000)
 NUM_CLASSES = 21_841
 MIN_MEAN = 100  # pictures a class; fewer pictures have fewer classes, as they would
-BATCH_SIZE = 120  # does not divide the numbers above: epochs begin in the middle of the orders' own periods
 NUM_EPOCHS = 90
 MIN_DRAWS = 1_000_000  # of which orders are timed, so that short ones are timed well
 PACKAGES = ("torch", "torchvision", "numpy", "nvidia-dali-cuda120")
@@ -44,7 +43,8 @@ def main() -> None:
     """Measures, prints a table and writes JSON."""
     arguments = parse_arguments()
     if arguments.measure:
-        print(json.dumps(measured(arguments.measure, arguments.policy, arguments.rounds)))
+        (policy,) = arguments.policies
+        print(json.dumps(measured(arguments.measure, policy, arguments.batch_size, arguments.rounds)))
         return
     rows = []
     with tempfile.TemporaryDirectory(dir=arguments.work) as work:
@@ -52,7 +52,7 @@ def main() -> None:
             num_classes = min(arguments.classes, max(1, num_pictures // MIN_MEAN))
             folder = make_synthetic_shards(Path(work) / str(num_pictures), num_pictures, num_classes)
             for policy in arguments.policies:
-                result = measured_alone(folder, policy, arguments.rounds)
+                result = measured_alone(folder, policy, arguments)
                 rows.append({"pictures": f"{num_pictures:,}", "classes": num_classes, "sampling": policy, **result})
                 print(rows[-1], file=sys.stderr)
     print_table(rows)
@@ -66,28 +66,29 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--pictures", type=int, nargs="+", default=NUM_PICTURES, metavar="N")
     parser.add_argument("--classes", type=int, default=NUM_CLASSES, metavar="N", help="at most")
     parser.add_argument("--policies", nargs="+", default=POLICIES, choices=POLICIES)
+    parser.add_argument("--batch-size", type=int, default=128, metavar="N")
     parser.add_argument("--rounds", type=int, default=3, metavar="N")
     parser.add_argument("--work", type=Path, metavar="DIR", help="where the index is written (default: as of TMPDIR)")
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # in a process of its own
-    parser.add_argument("--policy", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def measured_alone(folder: Path, policy: str, rounds: int) -> dict[str, Any]:
+def measured_alone(folder: Path, policy: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """``measured`` in a new process."""
-    command = [sys.executable, __file__, "--measure", str(folder), "--policy", policy, "--rounds", str(rounds)]
+    command = [sys.executable, __file__, "--measure", str(folder), "--policies", policy]
+    command += ["--batch-size", str(arguments.batch_size), "--rounds", str(arguments.rounds)]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
-def measured(folder: Path, policy: str, rounds: int) -> dict[str, Any]:
+def measured(folder: Path, policy: str, batch_size: int, rounds: int) -> dict[str, Any]:
     """Seconds (medians; of the batches the slowest) and megabytes of one policy."""
     with suppress(ModuleNotFoundError):
         import_module("nvidia.dali.fn")  # as PyTorch, before the clock starts
     packages_bytes = psutil.Process().memory_info().rss
-    opening, _, loader = timed(lambda: open_loader(folder, policy), rounds)
+    opening, _, loader = timed(lambda: open_loader(folder, policy, batch_size), rounds)
     batches = [timed(partial(loader.batch, step), 1)[0] for step in far_steps(loader, rounds)]
-    index_bytes, starts, num_draws = mapped(loader), loader.shards.index.starts, len(loader) * BATCH_SIZE
+    index_bytes, starts, num_draws = mapped(loader), loader.shards.index.starts, len(loader) * batch_size
     loader.close()
     del loader  # with what its order has planned
     num_epochs = max(1, MIN_DRAWS // num_draws)
@@ -115,11 +116,11 @@ def timed(make: Callable[[], Any], rounds: int) -> tuple[float, float, Any]:
     return statistics.median(seconds), statistics.median(of_cores), made
 
 
-def open_loader(folder: Path, policy: str) -> Loader:
+def open_loader(folder: Path, policy: str, batch_size: int) -> Loader:
     """A loader as users open it."""
     num_pictures = np.load(folder / "train.index.npy", mmap_mode="r").size
-    total_steps = num_pictures // BATCH_SIZE * NUM_EPOCHS
-    return Loader(folder, sampling=policy, batch_size=BATCH_SIZE, image_size=SIDE, total_steps=total_steps)
+    total_steps = num_pictures // batch_size * NUM_EPOCHS
+    return Loader(folder, sampling=policy, batch_size=batch_size, image_size=SIDE, total_steps=total_steps)
 
 
 def far_steps(loader: Loader, rounds: int) -> list[int]:
@@ -127,7 +128,7 @@ def far_steps(loader: Loader, rounds: int) -> list[int]:
     num_pictures = len(loader.shards)
     epochs = np.linspace(1, NUM_EPOCHS, rounds).astype(int).tolist()
     draws = [epoch * num_pictures + part for epoch in epochs for part in (0, num_pictures // 2)]
-    return [draw // BATCH_SIZE for draw in draws]
+    return [draw // loader.batch_size for draw in draws]
 
 
 def rows_of_epochs(policy: str, starts: np.ndarray, num_draws: int, num_epochs: int) -> np.ndarray:

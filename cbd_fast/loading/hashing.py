@@ -4,6 +4,8 @@ Whatever is random here is a function of integers that name it (a seed, what it 
 be computed for any step, on any machine, in any order. All functions take arrays that broadcast against each other.
 """
 
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -11,6 +13,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 # An element that no round has moved, which would be a bias, has a chance of 2 ** -24.
 _SHUFFLE_ROUNDS = np.arange(1, 25, dtype=np.uint64) * _GOLDEN
 
+MIN_RUN = 4096
 _MULTIPLICATIONS = (
     (np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)),
     (np.uint64(27), np.uint64(0x94D049BB133111EB)),
@@ -62,19 +65,32 @@ def inverse_permute(elements: ArrayLike, lengths: ArrayLike, *keys: ArrayLike) -
 
 
 def _shuffle(elements: ArrayLike, lengths: ArrayLike, base: np.ndarray, rounds: np.ndarray) -> np.ndarray:
-    """Rounds of the swap-or-not shuffle, for permutations that ``base`` names.
-
-    All in place, as fresh memory for every result would take longer than the results; fastest with some ten thousand
-    elements, of which all that is needed stays in a core's cache.
-    """
+    """Rounds of the swap-or-not shuffle, for permutations that ``base`` names."""
     length = np.asarray(lengths).astype(np.uint64)
-    shape = np.broadcast_shapes(np.shape(elements), length.shape, base.shape)
-    if (base == base.flat[0]).all():  # one permutation: its key and mirror are computed once, not for each element
-        base = base.flat[:1]
-    key, key_scratch = np.empty_like(base), np.empty_like(base)
-    point = np.empty(np.broadcast_shapes(length.shape, base.shape), np.uint64)
-    element, mirror, swaps, scratch = (np.empty(shape, np.uint64) for _ in range(4))
+    element = np.empty(np.broadcast_shapes(np.shape(elements), length.shape, base.shape), np.uint64)
     element[...] = elements
+    for part, name in _long_runs(base) if base.shape == element.shape and not length.ndim else [(slice(None), base)]:
+        _shuffle_in_place(element[part], length, name, rounds)
+    return element.view(np.int64)
+
+
+def _long_runs(base: np.ndarray) -> list[tuple[slice, np.ndarray]]:
+    """Parts that belong to one permutation each, if they are long: its key is then computed once per round."""
+    if base.ndim == 1:
+        edges = [0, *(np.flatnonzero(base[1:] != base[:-1]) + 1).tolist(), len(base)]
+        if len(edges) - 1 <= max(1, len(base) // MIN_RUN):
+            return [(slice(first, end), base[first : first + 1]) for first, end in pairwise(edges)]
+    return [(slice(None), base)]
+
+
+def _shuffle_in_place(element: np.ndarray, length: np.ndarray, base: np.ndarray, rounds: np.ndarray) -> None:
+    """All in place, as fresh memory for every result would take longer than the results.
+
+    Fastest with some ten thousand elements, of which all that is needed stays in a core's caches.
+    """
+    key, key_scratch = np.empty((2, *base.shape), np.uint64)
+    point = np.empty(np.broadcast_shapes(length.shape, base.shape), np.uint64)
+    mirror, swaps, scratch = np.empty((3, *element.shape), np.uint64)
     for number in rounds:
         np.add(base, number, out=key)
         _mix(key, key_scratch)
@@ -92,7 +108,6 @@ def _shuffle(elements: ArrayLike, lengths: ArrayLike, base: np.ndarray, rounds: 
         mirror ^= element
         mirror &= swaps
         element ^= mirror
-    return element.view(np.int64)
 
 
 def _mix(state: np.ndarray, scratch: np.ndarray) -> None:

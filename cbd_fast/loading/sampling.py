@@ -158,20 +158,20 @@ class QuotaOrder:
     def __call__(self, draws: np.ndarray) -> np.ndarray:
         plans, positions = np.divmod(draws, self._planned_draws)
         classes, visits = np.empty_like(positions), np.empty_like(positions)
-        for number in np.unique(plans):
-            here = plans == number
-            classes[here], visits[here] = self._plan(int(number))(positions[here])
+        with self._planning:  # one thread plans for all; from here on, so that earlier draws have their turn first
+            numbers = plans[:1] if (plans == plans[:1]).all() else np.unique(plans)
+            for number in numbers:
+                here = slice(None) if len(numbers) == 1 else plans == number
+                classes[here], visits[here] = self._plan(int(number))(positions[here])
         return self.classes.pictures(classes, visits)
 
     def _plan(self, number: int) -> Windows:
-        """A plan that is kept or made; one thread makes it for all."""
-        num_kept = max(1, MAX_DRAWS_KEPT // self._planned_draws)
-        with self._planning:
-            if number not in self._plans:
-                if len(self._plans) == num_kept:  # before, not after, the next one needs memory
-                    del self._plans[next(iter(self._plans))]
-                self._plans[number] = self._plan_windows(number)
-            return self._plans[number]
+        """A plan that is kept, or else made."""
+        if number not in self._plans:
+            if len(self._plans) == max(1, MAX_DRAWS_KEPT // self._planned_draws):
+                del self._plans[next(iter(self._plans))]  # before, not after, the next one needs memory
+            self._plans[number] = self._plan_windows(number)
+        return self._plans[number]
 
     @property
     def _planned_draws(self) -> int:

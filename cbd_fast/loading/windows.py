@@ -58,7 +58,7 @@ def plan_windows(before: np.ndarray, keys: Callable[[np.ndarray], tuple[Any, ...
         positions = windows * window + inverse_permute(elements, window, *keys(windows))
         apart = (owners - first) * num_draws  # sorting all then sorts each owner's
         positions = np.sort(positions + apart) - apart
-        draws["class"][positions] = owners % num_classes
+        draws["class"][positions] = owners - windows * num_classes
         draws["rank"][positions] = tickets - starts[owners]
 
     edges = np.unique(np.searchsorted(ends, np.arange(0, num_draws, BLOCK_SIZE), side="right"))
