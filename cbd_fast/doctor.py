@@ -121,7 +121,8 @@ class Doctor:
             rows = np.setdiff1d(order(np.arange(NUM_SAMPLED)), self._shards.quarantined)
             for row in rows.tolist():
                 extension = Path(self._shards.name(row)).suffix
-                (pictures / f"{row}{extension}").write_bytes(self._shards.read(row).tobytes())
+                with suppress(OSError):  # a bad picture
+                    (pictures / f"{row}{extension}").write_bytes(self._shards.read(row).tobytes())
         out = self._work / name
         write_dataset(folder_source({"train": pictures.parent}), out, Wanted(rules=rules), num_workers=num_cores())
         return out

@@ -44,9 +44,9 @@ class SharedBlock:
                 next process tries.
             on_progress: called in every process, whether it fills or waits.
         """
-        path = Path(tempfile.gettempdir()) / f"cbd_fast-{os.getuid()}-{name}"
+        self._path = Path(tempfile.gettempdir()) / f"cbd_fast-{os.getuid()}-{name}"
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        with open(os.open(path, flags, 0o600), "r+") as note:
+        with open(os.open(self._path, flags, 0o600), "r+") as note:
             _wait_for(note, on_progress)
             self._descriptor = _opened(_read(note), name, num_bytes)
             self.is_mine = self._descriptor is None
@@ -67,7 +67,6 @@ class SharedBlock:
                 _write(note, {"process": os.getpid(), "descriptor": self._descriptor})
             else:
                 self.data = self._mapped(num_bytes)
-        self._path = path
 
     def close(self) -> None:
         """Lets the memory go, as soon as no tensor shares it."""
@@ -76,7 +75,7 @@ class SharedBlock:
             os.close(self._descriptor)
             self._descriptor = None
             if self.is_mine:
-                with suppress(OSError, AttributeError):
+                with suppress(OSError):
                     self._path.unlink()
 
     def _mapped(self, num_bytes: int) -> torch.Tensor:
