@@ -62,5 +62,5 @@ def plan_windows(before: np.ndarray, keys: Callable[[np.ndarray], tuple[Any, ...
         draws["rank"][positions] = tickets - starts[owners]
 
     edges = np.unique(np.searchsorted(ends, np.arange(0, num_draws, BLOCK_SIZE), side="right"))
-    on_all_cores(lambda owners: find_draws(*owners), zip(edges, [*edges[1:], len(ends)], strict=True))
+    on_all_cores(lambda owners: find_draws(*owners), list(zip(edges, [*edges[1:], len(ends)], strict=True)))
     return Windows(draws=draws, before=before)
