@@ -55,6 +55,8 @@ def test_the_second_finds_what_the_first_filled(name):
     second.communicate()
     mine.close()
     assert not notes(name)
+    start(name).communicate()
+    assert not notes(name)  # though that process never closed its block
 
 
 def test_who_waits_is_told_of_progress_too(name):

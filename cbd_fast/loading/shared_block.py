@@ -11,6 +11,7 @@ import mmap
 import os
 import tempfile
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -44,16 +45,19 @@ class SharedBlock:
                 next process tries.
             on_progress: called in every process, whether it fills or waits.
         """
-        self._path = Path(tempfile.gettempdir()) / f"cbd_fast-{os.getuid()}-{name}"
+        path = Path(tempfile.gettempdir()) / f"cbd_fast-{os.getuid()}-{name}"
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        with open(os.open(self._path, flags, 0o600), "r+") as note:
+        with open(os.open(path, flags, 0o600), "r+") as note:
             _wait_for(note, on_progress)
-            self._descriptor = _opened(_read(note), name, num_bytes)
-            self.is_mine = self._descriptor is None
-            if self._descriptor is None:
-                self._descriptor = os.memfd_create(_memfd_name(name))
-                os.ftruncate(self._descriptor, num_bytes)
-                self.data = self._mapped(num_bytes)
+            found = _opened(_read(note), name, num_bytes)
+            self.is_mine = found is None
+            descriptor = os.memfd_create(_memfd_name(name)) if found is None else found
+            # also when this process ends without closing
+            self._release = weakref.finalize(self, _release, descriptor, path if self.is_mine else None)
+            if self.is_mine:
+                os.ftruncate(descriptor, num_bytes)
+            self.data = torch.frombuffer(mmap.mmap(descriptor, num_bytes), dtype=torch.uint8)
+            if self.is_mine:
 
                 def tell(done: int, total: int) -> None:
                     _write(note, {"done": done, "total": total})
@@ -64,23 +68,18 @@ class SharedBlock:
                 except BaseException:
                     self.close()
                     raise
-                _write(note, {"process": os.getpid(), "descriptor": self._descriptor})
-            else:
-                self.data = self._mapped(num_bytes)
+                _write(note, {"process": os.getpid(), "descriptor": descriptor})
 
     def close(self) -> None:
         """Lets the memory go, as soon as no tensor shares it."""
         self.data = torch.empty(0, dtype=torch.uint8)
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-            if self.is_mine:
-                with suppress(OSError):
-                    self._path.unlink()
+        self._release()
 
-    def _mapped(self, num_bytes: int) -> torch.Tensor:
-        assert self._descriptor is not None
-        return torch.frombuffer(mmap.mmap(self._descriptor, num_bytes), dtype=torch.uint8)
+
+def _release(descriptor: int, note: Path | None) -> None:
+    os.close(descriptor)
+    if note is not None:
+        note.unlink(missing_ok=True)
 
 
 def _wait_for(note: TextIO, on_progress: Progress) -> None:
