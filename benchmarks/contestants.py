@@ -7,8 +7,10 @@ one. Each is written as its own documentation does it, class-balanced where it c
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,9 @@ BATCH_SIZE = 128
 MIN_AREA = 0.05
 PREFETCH = 2  # batches that each DataLoader worker prepares ahead of time, as by default
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-ENDLESS = 10**8  # draws, more than any benchmark makes
+ENDLESS = 10**8  # steps, more than any benchmark makes
+EPOCH = 10**6  # draws; PyTorch makes a list of them, of 48 MB
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
@@ -61,8 +65,7 @@ class FolderPictures(Dataset[tuple[torch.Tensor, int]]):
     """One folder per class, decoded by Pillow or by torchvision."""
 
     def __init__(self, folder: Path, image_size: int, use_pillow: bool) -> None:
-        classes = sorted(path for path in folder.iterdir() if path.is_dir())
-        self.items = [(str(path), label) for label, each in enumerate(classes) for path in sorted(each.iterdir())]
+        self.items = [(str(path), label) for label, paths in enumerate(class_pictures(folder)) for path in paths]
         self.use_pillow, self.transform = use_pillow, crop_and_flip(image_size)
 
     def __len__(self) -> int:
@@ -76,6 +79,13 @@ class FolderPictures(Dataset[tuple[torch.Tensor, int]]):
         data = read_file(path)
         decode = decode_jpeg if path.lower().endswith((".jpg", ".jpeg")) else decode_image
         return self.transform(decode(data, mode=ImageReadMode.RGB)), label
+
+
+def class_pictures(folder: Path) -> list[list[Path]]:
+    """The pictures of each class: of each folder in it that has any, as make_shards takes them."""
+    folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    found = [sorted(path for path in each.iterdir() if path.suffix.lower() in SUFFIXES) for each in folders]
+    return [paths for paths in found if paths]
 
 
 def crop_and_flip(image_size: int) -> v2.Compose:
@@ -92,13 +102,15 @@ def torchvision_batches(contestant: Contestant, use_pillow: bool) -> Batches:
     loader = DataLoader(
         pictures,
         BATCH_SIZE,
-        sampler=WeightedRandomSampler(weights.tolist(), num_samples=ENDLESS // 10),
+        sampler=WeightedRandomSampler(weights.tolist(), num_samples=EPOCH),
         num_workers=num_cores(),
         pin_memory=DEVICE == "cuda",
         prefetch_factor=PREFETCH,
         multiprocessing_context="fork",
+        persistent_workers=True,
     )
-    return as_input(loader)
+    while True:
+        yield from as_input(loader)
 
 
 def webdataset_batches(contestant: Contestant) -> Batches:
@@ -133,7 +145,11 @@ def dali_reader_batches(contestant: Contestant) -> Batches:
         )
         encoded, labels = components
         pictures = fn.decoders.image_random_crop(
-            encoded, device="mixed" if is_on_gpu else "cpu", output_type=types.RGB, random_area=[MIN_AREA, 1.0]
+            encoded,
+            device="mixed" if is_on_gpu else "cpu",
+            output_type=types.RGB,
+            random_area=[MIN_AREA, 1.0],
+            random_aspect_ratio=[3 / 4, 4 / 3],
         )
         pictures = fn.resize(pictures, size=[size, size], interp_type=types.INTERP_LINEAR, antialias=True)
         pictures = fn.crop_mirror_normalize(
@@ -225,8 +241,10 @@ def all_contestants(pictures: Path, shards: list[Path], image_size: int, residen
         return Contestant(name=name, kind=kind, path=path, image_size=image_size, options=options)
 
     found = [made("torchvision decode_jpeg", "decode_jpeg", pictures), made("torchvision Pillow", "pillow", pictures)]
-    if find_spec("ffcv"):
-        found += [made(f"FFCV {mode}", "ffcv", pictures, write_mode=mode) for mode in ("jpg", "raw")]
+    with suppress(ImportError):
+        import_module("ffcv")
+        for name, mode in (("FFCV JPEG", "jpg"), ("FFCV raw, longest side 256", "raw")):
+            found.append(made(name, "ffcv", pictures, write_mode=mode))
     has_dali = find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
     decoders = {"torch": {"decoder": "torch", "device": DEVICE}}
     if has_dali:
@@ -237,7 +255,7 @@ def all_contestants(pictures: Path, shards: list[Path], image_size: int, residen
         found.append(made(f"webdataset, {folder.name}", "webdataset", folder))
         if has_dali:
             found.append(made(f"DALI reader, {folder.name}", "dali_reader", folder))
-        for share in (0.0, resident):
+        for share in sorted({0.0, resident}):
             kept = f", {share:.0%} resident" if share else ""
             for decoder, options in decoders.items():
                 name = f"cbd_fast {decoder}, {folder.name}{kept}"

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import release_memory
 from report import machine_and_versions, print_table, write_json
@@ -182,7 +181,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="bf16")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     parser.add_argument("--decoder", choices=DECODERS, default="auto")
-    parser.add_argument("--resident", type=yaml.safe_load, metavar="VALUE", help="as Loader takes it")
+    parser.add_argument("--resident", type=float, metavar="SHARE", help="of the pictures, kept decoded")
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     arguments = parser.parse_args()
     arguments.backbones = arguments.backbones.split(",")

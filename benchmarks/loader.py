@@ -23,11 +23,12 @@ from typing import Any
 
 import psutil
 import torch
-from contestants import BATCH_SIZE, PREFETCH, Batches, Contestant, all_contestants
+from contestants import BATCH_SIZE, PREFETCH, Batches, Contestant, all_contestants, class_pictures
 from report import machine_and_versions, print_table, write_json
 
 from cbd_fast.errors import InputError, RunError, run_command
 from cbd_fast.loading.machine import num_cores
+from cbd_fast.sharding.command_line import positive_int
 from cbd_fast.sharding.shard_set import ShardSet
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "webdataset", "nvidia-dali-cuda120")
@@ -120,6 +121,7 @@ def forget(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
             with open(path, "rb") as file:
+                os.fsync(file.fileno())  # what is not written yet cannot be dropped
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
@@ -137,8 +139,8 @@ def proportional_bytes(pid: int) -> int:
 def summarized(runner: Runner, baseline: Runner, arguments: argparse.Namespace) -> dict[str, Any]:
     """One row of the table."""
     median = statistics.median(runner.rates)
-    num_drawn, num_classes = sum(runner.drawn.values()), num_classes_of(arguments)
-    per_class = [runner.drawn[label] for label in range(num_classes)]
+    num_drawn = sum(runner.drawn.values())
+    per_class = [runner.drawn[label] for label in range(len(class_pictures(arguments.pictures)))]
     return {
         "contestant": runner.contestant.name,
         "pictures/s": round(median),
@@ -152,11 +154,6 @@ def summarized(runner: Runner, baseline: Runner, arguments: argparse.Namespace) 
     }
 
 
-def num_classes_of(arguments: argparse.Namespace) -> int:
-    """Classes of the pictures."""
-    return sum(path.is_dir() for path in arguments.pictures.iterdir())
-
-
 def disk_bytes(folder: Path) -> int:
     """Of all files below a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -164,9 +161,9 @@ def disk_bytes(folder: Path) -> int:
 
 def report(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
     """Prints the table and writes the JSON."""
-    num_pictures = sum(path.is_file() for path in arguments.pictures.rglob("*"))
+    classes = class_pictures(arguments.pictures)
     title = (
-        f"{num_pictures:,} pictures of {num_classes_of(arguments)} classes to {arguments.image_size} pixels, batches "
+        f"{sum(map(len, classes)):,} pictures of {len(classes)} classes to {arguments.image_size} pixels, batches "
         f"of {BATCH_SIZE}; medians of {arguments.rounds} rounds of {arguments.seconds:g} s"
     )
     print_table(rows, title)
@@ -181,7 +178,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--shards", type=Path, nargs="+", required=True, metavar="DIR", help="shards of these pictures")
     parser.add_argument("--image-size", type=int, default=224, metavar="N")
     parser.add_argument("--resident", type=float, default=0.2, metavar="SHARE", help="default 0.2; and none")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N")
+    parser.add_argument("--rounds", type=positive_int, default=5, metavar="N")
     parser.add_argument("--seconds", type=float, default=5, metavar="S", help="of each contestant in each round")
     parser.add_argument(
         "--cold", action="store_true", help="also give each turns before which its files are dropped from memory"
@@ -189,8 +186,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--only", metavar="WORDS", help="contestants with one of these in their names, and the first")
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     arguments = parser.parse_args()
-    if not arguments.pictures.is_dir() or not any(path.is_dir() for path in arguments.pictures.iterdir()):
-        raise InputError(f"--pictures {arguments.pictures}: not a folder of class folders")
+    if not arguments.pictures.is_dir() or not class_pictures(arguments.pictures):
+        raise InputError(f"--pictures {arguments.pictures}: not a folder of class folders with pictures")
+    if not 0 <= arguments.resident <= 1:
+        raise InputError(f"--resident {arguments.resident:g}: must be from 0 to 1, a share of the pictures")
     for folder in arguments.shards:
         ShardSet(folder, "train")  # says what is wrong before anything runs
     return arguments

@@ -26,9 +26,11 @@ def main() -> None:
     """Writes the folder of pictures, then both folders of shards; what is there already stays."""
     arguments = parse_arguments()
     folder = arguments.out / "pictures"
+    counts = scaled(read_counts(arguments.counts), arguments.scale)
     if not folder.exists():
-        counts = scaled(read_counts(arguments.counts), arguments.scale)
         write_pictures(arguments.pictures, counts, folder)
+    elif [len(list(each.iterdir())) for each in sorted((folder / "train").iterdir())] != counts:
+        raise InputError(f"{folder}: holds pictures of other counts or another scale; choose another --out")
     for name, options in (("shards", []), ("shards_256", ["--short-side", "256"])):
         command = [sys.executable, MAKE_SHARDS, "folder", "--train", folder / "train", "--out", arguments.out / name]
         if subprocess.run([*map(str, command), *options]).returncode:
@@ -73,7 +75,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--counts", type=Path, default=PLACES_LT, metavar="FILE", help="default: those of Places-LT")
     parser.add_argument("--scale", type=float, default=1.0, metavar="S", help="of every class (default 1)")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if not 0 < arguments.scale < float("inf"):
+        raise InputError(f"--scale {arguments.scale:g}: must be above 0")
+    return arguments
 
 
 if __name__ == "__main__":

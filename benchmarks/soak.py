@@ -18,6 +18,7 @@ from report import machine_and_versions, print_table, write_json
 
 from cbd_fast import Augmentation, Loader
 from cbd_fast.errors import RunError, run_command
+from cbd_fast.sharding.command_line import positive_int
 
 BATCH_SIZE = 128
 PACKAGES = ("torch", "torchvision", "numpy", "nvidia-dali-cuda120")
@@ -83,9 +84,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--shards", type=Path, required=True, metavar="DIR")
     parser.add_argument("--pictures", type=int, default=1_000_000, metavar="N")
     parser.add_argument("--image-size", type=int, default=32, metavar="N")
-    parser.add_argument("--crop", default="pad_and_crop", help="augmentation, as in the settings")
+    parser.add_argument("--crop", default="pad_and_crop", choices=("pad_and_crop", "random_resized_crop"))
     parser.add_argument("--decoder", default="torch", metavar="NAME")
-    parser.add_argument("--points", type=int, default=20, metavar="N", help="how often to look")
+    parser.add_argument("--points", type=positive_int, default=20, metavar="N", help="how often to look")
     parser.add_argument("--max-growth", type=float, default=10, metavar="MB")
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     return parser.parse_args()

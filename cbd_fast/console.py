@@ -1,5 +1,6 @@
 """What draws on a terminal, and only there: the console, and progress bars with the rate."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -47,6 +48,7 @@ def bar_of(description: str, instead: Callable[[int, int], None] | None = None) 
     if instead is not None:
         yield instead
         return
-    with make_bars(make_console()) as bars:
+    is_first = os.environ.get("LOCAL_RANK", "0") == "0"  # of a launcher's processes on this machine only one draws
+    with make_bars(make_console() if is_first else Console(quiet=True)) as bars:
         task, rate = bars.add_task(description, total=None, rate=""), Rate()
         yield lambda done, total: bars.update(task, completed=done, total=total, rate=rate.describe(done))

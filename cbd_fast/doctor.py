@@ -9,7 +9,7 @@ import argparse
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,14 +32,15 @@ from cbd_fast.sharding.shard_set import ShardSet
 from cbd_fast.sharding.sources import folder_source
 from cbd_fast.sharding.wanted import Wanted
 from cbd_fast.sharding.writer import write_dataset
-from cbd_fast.train import make_accelerator
+from cbd_fast.train import make_accelerator, open_shards
 from cbd_fast.training.engine import make_loader
 from cbd_fast.training.rehearsal import make_learner, training_rate
-from cbd_fast.training.stages import plan_jobs
+from cbd_fast.training.stages import Job, plan_jobs
 
 NUM_MEASUREMENTS = 7  # that share the time, most often
 NUM_SAMPLED = 384  # pictures that are measured with
 NUM_COLD = 256  # pictures that are read from the disk
+MIN_COLD_BYTES = 16_384  # of a picture; much of a smaller one would stay in memory
 SHORT_SIDE = 256
 MEMORY_SHARE = 0.5  # of what is available, for resident pictures
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
@@ -100,10 +101,10 @@ class Doctor:
             smaller = self._written("smaller", PictureRules(verify="header", short_side=SHORT_SIDE))
             rate = self._measure(f"from files, shrunk to short side {SHORT_SIDE}", smaller).rate
             offer(f"shards made with --short-side {SHORT_SIDE} (boxes then have fewer pixels)", rate)
-        if (share := self._share_that_fits()) is not None:
+        if (share := self._share_that_fits(samplings.values())) is not None:
             served = {stage: self._served(sampling, share) for stage, sampling in samplings.items()}
-            gigabytes = self._num_bytes("class_balanced", share) / 1e9
-            offer(f"resident={share:g} ({gigabytes:,.1f} GB of memory)", now.rate, served)
+            gigabytes = max(self._num_bytes(sampling, share) for sampling in samplings.values()) / 1e9
+            offer(f"resident={share:g} ({gigabytes:,.3g} GB of memory)", now.rate, served)
         return Findings(
             loading={stage: mixed_rate(served, now.rate, resident) for stage, served in kept.items()},
             training=training,
@@ -124,7 +125,8 @@ class Doctor:
                 with suppress(OSError):  # a bad picture
                     (pictures / f"{row}{extension}").write_bytes(self._shards.read(row).tobytes())
         out = self._work / name
-        write_dataset(folder_source({"train": pictures.parent}), out, Wanted(rules=rules), num_workers=num_cores())
+        wanted = Wanted(rules=rules, max_bad_share=1.0)  # the loader passes over bad pictures too
+        write_dataset(folder_source({"train": pictures.parent}), out, wanted, num_workers=num_cores())
         return out
 
     def _measure(self, what: str, shards: Path, **changed: Any) -> Measurement:
@@ -154,8 +156,10 @@ class Doctor:
                 decoder=loader.decoder,
             )
 
-    def _cold_reading(self) -> float:
-        """Pictures per second from files, after the system was asked to forget these pictures."""
+    def _cold_reading(self) -> float | None:
+        """Pictures per second from files, after the system was asked to forget these pictures: whole pages only."""
+        if np.median(self._shards.index.rows["size"]) < MIN_COLD_BYTES:
+            return None
         rng = np.random.default_rng(0)
         rows = rng.choice(len(self._shards), min(NUM_COLD, len(self._shards)), replace=False)
         for place in self._shards.index.rows[rows]:
@@ -187,10 +191,11 @@ class Doctor:
     def _num_bytes(self, sampling: str, share: float) -> int:
         return int(picture_bytes(self._shards.index.rows[self._chosen(sampling, share)]).sum())
 
-    def _share_that_fits(self) -> float | None:
+    def _share_that_fits(self, samplings: Iterable[str]) -> float | None:
         """The largest share of the pictures that takes no more than half of the memory that is left."""
         room = available_bytes() * MEMORY_SHARE
-        return max((share for share in SHARES if self._num_bytes("class_balanced", share) <= room), default=None)
+        fitting = (share for share in SHARES if max(self._num_bytes(sampling, share) for sampling in samplings) <= room)
+        return max(fitting, default=None)
 
     def _median_short_side(self) -> float:
         rows = self._shards.index.rows
@@ -204,11 +209,12 @@ def main() -> None:
     config = config_of(arguments, shards)
     console, seconds = make_console(), arguments.seconds / NUM_MEASUREMENTS
     samplings, training = {"loading": "class_balanced"}, {}
+    jobs = stages_of(config, shards) if arguments.config else {}
     with tempfile.TemporaryDirectory() as work, console.status("measuring"):
         doctor = Doctor(shards, config, seconds, Path(work))
-        if arguments.config:
-            samplings = {"stage one": config.stage_one.sampling, "stage two": config.stage_two.sampling}
-            training = dict(training_rates(config, shards, seconds))
+        if jobs:
+            samplings = {stage: job.sampling for stage, job in jobs.items()}
+            training = dict(training_rates(jobs, config, seconds))
         findings = doctor.findings(samplings, training)
     rates = doctor.measured | {f"training, {stage}": rate for stage, rate in training.items()}
     table = Table("measured", "pictures/s", title=f"{arguments.shards}: {len(shards):,} pictures, {num_cores()} cores")
@@ -225,22 +231,29 @@ def main() -> None:
 def config_of(arguments: argparse.Namespace, shards: ShardSet) -> Config:
     """The run's settings, or the defaults."""
     if arguments.config:
-        return read_config(arguments.config, [*arguments.overrides, f"data.shards={arguments.shards}"])
+        config = read_config(arguments.config, [*arguments.overrides, f"data.shards={arguments.shards}"])
+        open_shards(config)  # says what training on these shards would refuse
+        return config
     if arguments.overrides:
         raise InputError(f"{arguments.overrides[0]!r}: settings need --config")
     data = {"shards": str(arguments.shards), "num_classes": max(2, shards.num_classes)}
     return Config.model_validate({"output": "", "data": data, "optimization": {"steps": 1}})
 
 
-def training_rates(config: Config, shards: ShardSet, seconds: float) -> Iterator[tuple[str, float]]:
+def stages_of(config: Config, shards: ShardSet) -> dict[str, Job]:
+    """The stages that are asked for, each with one of its models."""
+    jobs = plan_jobs(config, shards)
+    return {f"stage {job.stage}": job for job in jobs if config.stages in ("both", job.stage)}
+
+
+def training_rates(jobs: Mapping[str, Job], config: Config, seconds: float) -> Iterator[tuple[str, float]]:
     """Pictures per second that each stage of a run takes when it waits for nothing."""
     accelerator = make_accelerator(config)
-    jobs = plan_jobs(config, shards)
     part = config.optimization.global_batch // config.optimization.accumulation
     with make_loader(config, accelerator, split="train", sampling="class_balanced") as loader:
         batch = loader.batch(0)
         images, labels = batch.images[:part], batch.labels[:part]
-    for stage, job in (("stage one", jobs[0]), ("stage two", jobs[-1])):
+    for stage, job in jobs.items():
         yield stage, training_rate(make_learner(job, config, accelerator), images, labels, seconds)
         accelerator.free_memory()
 

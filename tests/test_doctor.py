@@ -1,10 +1,16 @@
 import subprocess
 import sys
+from argparse import Namespace
 
 import yaml
 
+import cbd_fast.doctor
+from cbd_fast.doctor import Doctor, config_of
+from cbd_fast.sharding.shard_set import ShardSet
+
 from .commands import REPOSITORY
 from .test_end_to_end import config  # noqa: F401
+from .test_loader import with_bad_pictures
 
 
 def doctor(*arguments):
@@ -15,8 +21,9 @@ def doctor(*arguments):
 def test_of_shards_alone(photo_shards):
     done = doctor("--shards", photo_shards)
     assert done.returncode == 0, done.stderr
-    for part in ("from files, settings as they are", "resident pictures", "reading alone", "from files, decoder=torch"):
+    for part in ("from files, settings as they are", "resident pictures", "from files, decoder=torch"):
         assert part in done.stdout
+    assert "reading alone" not in done.stdout  # such small pictures cannot be dropped from memory
     assert "loading gives" in done.stdout
     assert "training" not in done.stdout
 
@@ -29,6 +36,33 @@ def test_of_a_run(config, digits_shards):  # noqa: F811
     limits = [line for line in done.stdout.splitlines() if "is the limit" in line]
     assert [line[:12] for line in limits] == ["- stage one:", "- stage two:"]
     assert not (config.parent / "run").exists()  # it only looks
+
+
+def test_only_the_stages_that_run(config, digits_shards):  # noqa: F811
+    done = doctor("--shards", digits_shards, "--config", config, "stages=one")
+    assert done.returncode == 0, done.stderr
+    assert "stage one" in done.stdout
+    assert "stage two" not in done.stdout
+
+
+def test_a_config_of_other_shards_is_refused(config, photo_shards):  # noqa: F811
+    done = doctor("--shards", photo_shards, "--config", config)
+    assert (done.returncode, "data.num_classes: 10, but" in done.stderr) == (2, True)
+
+
+def test_reading_from_the_disk(photo_shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(cbd_fast.doctor, "MIN_COLD_BYTES", 0)
+    shards = ShardSet(photo_shards, "train")
+    arguments = Namespace(config=None, overrides=[], shards=photo_shards)
+    patient = Doctor(shards, config_of(arguments, shards), 0.1, tmp_path)
+    assert patient._cold_reading() > 0
+    assert list(patient.measured) == ["reading alone, from the disk"]
+
+
+def test_bad_pictures_are_passed_over(photo_shards, tmp_path):
+    copy, _ = with_bad_pictures(photo_shards, tmp_path, 3)
+    done = doctor("--shards", copy)
+    assert done.returncode == 0, done.stderr
 
 
 def test_bad_input(photo_shards, tmp_path):

@@ -21,6 +21,9 @@ def test_data_of_the_wanted_shape_and_all_loaders_on_it(picture_folder, tmp_path
         done = run("make_data", *making)
         assert done.returncode == 0, done.stderr
     assert [len(list(path.iterdir())) for path in sorted((data / "pictures/train").iterdir())] == [20, 4, 1]
+    done = run("make_data", *making, "--scale", 1)
+    assert (done.returncode, "another scale" in done.stderr) == (2, True)
+    (data / "pictures/train/class_00000/notes.txt").write_text("not a picture")
     for name in ("shards", "shards_256"):
         assert read_manifest(data / name).splits["train"].class_counts == [20, 4, 1]
 

@@ -48,6 +48,15 @@ def test_the_rarest_and_smallest_are_chosen():
     assert choose_resident(rows, shares, gigabytes=320e-9).tolist() == []
 
 
+def test_what_does_not_fit_is_passed_over():
+    # the best per byte is too large for what is left after the next one, and for all when there is little room
+    rows = index_rows([1, 4], [(100, 100)] + [(10, 10)] * 4)
+    shares = draw_shares("class_balanced", starts_of([1, 4])) * np.array([100, 1])
+    one, small = 30_016 + 1, 320 + 1
+    assert choose_resident(rows, shares, gigabytes=(one + small) * 1e-9).tolist() == [0, 1]
+    assert choose_resident(rows, shares, gigabytes=(one - 1) * 1e-9).tolist() == [1, 2, 3, 4]
+
+
 def test_quarantined_pictures_are_never_chosen():
     rows = index_rows([2, 2], [(10, 10)] * 3 + [(0, 0)])
     assert choose_resident(rows, draw_shares("instance", starts_of([2, 2])), share=1).tolist() == [0, 1, 2]
@@ -89,6 +98,7 @@ def test_a_fifth_of_places_lt_serves_seven_tenths_of_the_draws():
         ({"resident": 0.5, "resident_gb": 1}, "resident=0.5 and resident_gb=1: set one"),
         ({"resident": 1.5}, "resident=1.5: must be from 0 to 1"),
         ({"resident_gb": -1}, "resident_gb=-1: must be 0 or more"),
+        ({"resident_gb": 1e-6}, "no room for a single picture"),
         ({"resident": 1, "resident_on_gpu": True}, "resident_on_gpu: pictures are not decoded on a GPU"),
     ],
 )
@@ -99,7 +109,9 @@ def test_impossible_settings_are_refused(photo_shards, limits, message):
 
 def test_too_little_memory_is_refused_with_numbers(photo_shards, monkeypatch):
     monkeypatch.setattr(resident, "available_bytes", lambda: 100_000)
-    with pytest.raises(InputError, match=r"19 resident pictures need 0\.\d GB, but this machine has only 0.0 GB left"):
+    with pytest.raises(
+        InputError, match=r"19 resident pictures need 0\.000\d+ GB, but this machine has only 0.0001 GB"
+    ):
         Loader(photo_shards, resident=1, **OPTIONS)
 
 
@@ -143,6 +155,7 @@ def test_bad_pictures_are_treated_as_ever(photo_shards, tmp_path, decoder):
             assert batch.ids.tolist() == expected.ids.tolist()
             assert (batch.images - expected.images).abs().max() <= (0 if decoder == "torch" else 4.5 / 255)
         assert sorted(kept.bad_pictures) == sorted(plain.bad_pictures) == bad
+        assert kept.stats().num_resident == kept.stats().num_pictures  # each is counted once, however often planned
 
 
 def test_filling_is_told_of(photo_shards):

@@ -49,11 +49,14 @@ def test_the_second_finds_what_the_first_filled(name):
     second = start(name)
     assert second.stdout.readline() == "sum 7000\n"
     first.communicate()  # the memory stays with the second
-    mine = SharedBlock(name, 1000, lambda data, _: data.fill_(1), print)  # the first, who knew of it, is gone
-    assert mine.is_mine
-    assert int(mine.data.sum()) == 1000
-    second.communicate()
-    mine.close()
+    third = SharedBlock(name, 1000, lambda data, _: data.fill_(1), print)
+    assert not third.is_mine
+    second.kill()
+    second.wait()
+    fourth = SharedBlock(name, 1000, lambda data, _: data.fill_(1), print)
+    assert int(fourth.data.sum()) == 7000
+    third.close()
+    fourth.close()
     assert not notes(name)
     start(name).communicate()
     assert not notes(name)  # though that process never closed its block

@@ -41,6 +41,9 @@ def build_pipeline(
         "output_type": types.RGB,
         "adjust_orientation": False,
     }
+    if is_on_gpu:
+        # by default a share of each batch goes to other code than the rest; which pictures, depends on the batch
+        decoding["hw_decoder_load"] = 1.0
     boxing: dict[str, Any] = {"axes": (0, 1), "normalized_anchor": False, "normalized_shape": False}
     pipeline = Pipeline(
         batch_size=batch_size,

@@ -61,6 +61,7 @@ class DaliDecoder:
         self._settings: dict[str, Any] = {"batch_size": batch_size, "num_threads": num_threads, "device": device}
         self._pipelines: Any = threading.local()
         self._pipeline("crop_files" if self._does_all else self._decoding)
+        self._pipelines.__dict__.clear()  # each thread that decodes builds its own
 
     def __call__(self, sources: Sequence[Source], plan: Plan) -> Crops:
         try:

@@ -84,16 +84,16 @@ class ImageMaker:
                 num_threads=num_threads if self.decodes_on_gpu else 1,
             )
 
-    def keep(self, rows: np.ndarray, *, on_gpu: bool, on_filling: Progress | None) -> Resident | None:
+    def keep(self, rows: np.ndarray, *, on_gpu: bool, on_filling: Progress | None) -> Resident:
         """Decodes pictures once, or finds them decoded by another process of this machine, and keeps them.
 
         Args:
-            rows: ``(n,)`` int64, ascending; if there are none, nothing is kept.
+            rows: ``(n,)`` int64, ascending.
             on_gpu: whether to keep them in this process's GPU memory, not in the machine's.
             on_filling: told how many pictures of how many are decoded; by default a bar on a terminal.
 
         Raises:
-            InputError: there is not as much memory, or nothing is decoded on a GPU.
+            InputError: no rows, less memory than they need, or nothing is decoded on a GPU.
         """
         if on_gpu and not self.decodes_on_gpu:
             raise InputError(
@@ -101,7 +101,7 @@ class ImageMaker:
                 "GPU and decoder=dali"
             )
         if not len(rows):
-            return None
+            raise InputError("resident: the limit has no room for a single picture; raise resident or resident_gb")
         where = self._device if on_gpu else torch.device("cpu")
         with bar_of("resident pictures", on_filling) as on_progress:
             self._resident = self._filled(rows, where, on_progress)
@@ -137,7 +137,6 @@ class ImageMaker:
             return torch.empty((0, 3, self._image_size, self._image_size), device=self._device), {}
         are_files = self._slots(plan.rows) < 0
         self._shards.read_ahead(plan.rows[are_files].tolist())
-        self._recorder.add("num_resident", int(np.count_nonzero(~are_files)))
         return self._decode_at_once(plan) if self.decodes_on_gpu else self._decode_in_groups(plan)
 
     def close(self) -> None:
@@ -191,6 +190,10 @@ class ImageMaker:
         if on_cpu or bad:
             return out.permute(0, 3, 1, 2), bad
         return finish(out.to(self._device, non_blocking=True), plan), bad
+
+    def num_resident(self, rows: np.ndarray) -> int:
+        """How many of ``(B,)`` rows are kept decoded."""
+        return int(np.count_nonzero(self._slots(rows) >= 0))
 
     def _slots(self, rows: np.ndarray) -> np.ndarray:
         """``(B,)`` places of resident pictures; -1 for those that are to be read."""

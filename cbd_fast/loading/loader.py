@@ -157,8 +157,14 @@ class Loader:
         self.resident: Resident | None = None
         if resident or resident_gb:
             shares = draw_shares(sampling, self.shards.index.starts)
-            rows = choose_resident(self.shards.index.rows, shares, share=resident, gigabytes=resident_gb)
-            self.resident = self._make_images.keep(rows, on_gpu=resident_on_gpu, on_filling=on_filling)
+            try:
+                rows = choose_resident(
+                    self.shards.index.rows, shares, share=resident or None, gigabytes=resident_gb or None
+                )
+                self.resident = self._make_images.keep(rows, on_gpu=resident_on_gpu, on_filling=on_filling)
+            except BaseException:
+                self.close()
+                raise
 
     @property
     def bad_pictures(self) -> dict[int, str]:
@@ -287,6 +293,7 @@ class Loader:
             if not bad:
                 self._recorder.add("num_batches", 1)
                 self._recorder.add("num_pictures", len(plan))
+                self._recorder.add("num_resident", self._make_images.num_resident(plan.rows))
                 return plan, images
             self._bad.remember({int(plan.rows[position]): reason for position, reason in bad.items()})
 

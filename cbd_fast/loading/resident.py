@@ -15,6 +15,7 @@ from cbd_fast.loading.machine import available_bytes
 from cbd_fast.loading.shared_block import Progress, SharedBlock
 from cbd_fast.sharding.shard_set import ShardSet
 
+NUM_PASSES = 20  # over what is left; the room that remains is then less than a few pictures
 ALIGNMENT = 64  # bytes; a picture begins on a line of the processor's cache
 
 # row numbers to pictures, (height, width, 3) uint8, or None where there is none
@@ -52,8 +53,22 @@ def choose_resident(
     best_first = np.argsort(-value, kind="stable")[: np.count_nonzero(usable)]
     if share is not None:
         return np.sort(best_first[: int(share * len(rows))])
-    fitting = np.cumsum(_aligned(num_bytes[best_first]) + 1) <= (gigabytes or 0) * 10**9
-    return np.sort(best_first[fitting])
+    return np.sort(_first_that_fit(best_first, _aligned(num_bytes) + 1, int((gigabytes or 0) * 10**9)))
+
+
+def _first_that_fit(candidates: np.ndarray, num_bytes: np.ndarray, room: int) -> np.ndarray:
+    """Takes candidates in their order as long as they fit, passing over those that are too large by then."""
+    taken = [candidates[:0]]
+    for _ in range(NUM_PASSES):
+        candidates = candidates[num_bytes[candidates] <= room]
+        ends = np.cumsum(num_bytes[candidates])
+        num_fitting = np.count_nonzero(ends <= room)
+        if not num_fitting:
+            break
+        taken.append(candidates[:num_fitting])
+        room -= int(ends[num_fitting - 1])
+        candidates = candidates[num_fitting:]
+    return np.concatenate(taken)
 
 
 def picture_bytes(rows: np.ndarray) -> np.ndarray:
@@ -97,8 +112,7 @@ class Resident:
         Raises:
             InputError: there is not as much memory.
         """
-        self._shards, self.rows, self._decode = shards, rows, decode
-        self._group_size, self._mapping = group_size, mapping
+        self.rows = rows
         places = shards.index.rows[rows]
         self._shapes = np.stack([places["height"], places["width"]], axis=1).astype(np.int64)
         ends = np.cumsum(_aligned(picture_bytes(places)))
@@ -106,15 +120,42 @@ class Resident:
         # behind the pictures one byte for each: whether it is there
         self.num_bytes = int(ends[-1]) + len(rows)
         self._shared: SharedBlock | None = None
+        in_file_order = np.lexsort((places["offset"], places["shard"]))
+        groups = np.array_split(in_file_order, -(-len(rows) // group_size))
+
+        def fill(data: torch.Tensor, on_progress: Progress) -> None:
+            """Decodes all pictures into the block."""
+            if data.device.type == "cpu":
+                self._check_room(available_bytes(), "this machine")
+            is_there = data[int(ends[-1]) :]
+            is_there.zero_()
+
+            def fill_group(number: int) -> int:
+                if number + 1 < len(groups):
+                    shards.read_ahead(rows[groups[number + 1]].tolist())
+                slots = groups[number]
+                for slot, picture in zip(slots.tolist(), decode(rows[slots]), strict=True):
+                    if picture is not None and picture.shape[:2] == tuple(self._shapes[slot]):
+                        self._view(data, slot).copy_(picture)
+                        is_there[slot] = 1
+                return len(slots)
+
+            num_done = 0
+            on_progress(num_done, len(rows))
+            for num_filled in mapping(fill_group, range(len(groups))):
+                num_done += num_filled
+                on_progress(num_done, len(rows))
+
         if device.type == "cuda":
+            torch.cuda.empty_cache()  # what PyTorch keeps for later would count as used
             self._check_room(torch.cuda.mem_get_info(device)[0], "the GPU")
             data = torch.empty(self.num_bytes, dtype=torch.uint8, device=device)
-            self._fill(data, on_progress)
+            fill(data, on_progress)
         else:
             name = hashlib.sha256(f"{shards.manifest.fingerprint} {shards.split} {decoder_name}".encode())
             name.update(places.tobytes())
             name.update(rows.tobytes())
-            self._shared = SharedBlock(name.hexdigest()[:32], self.num_bytes, self._fill_shared, on_progress)
+            self._shared = SharedBlock(name.hexdigest()[:32], self.num_bytes, fill, on_progress)
             data = self._shared.data
         self._is_there = data[int(ends[-1]) :].cpu().numpy().astype(bool)
         self._data = data
@@ -146,37 +187,10 @@ class Resident:
     def _check_room(self, available: int, where: str) -> None:
         if self.num_bytes > available:
             raise InputError(
-                f"{len(self):,} resident pictures need {self.num_bytes / 1e9:,.1f} GB, but {where} has only "
-                f"{available / 1e9:,.1f} GB left; lower resident or resident_gb, or store smaller pictures "
+                f"{len(self):,} resident pictures need {self.num_bytes / 1e9:,.3g} GB, but {where} has only "
+                f"{available / 1e9:,.3g} GB left; lower resident or resident_gb, or store smaller pictures "
                 "(make_shards.py --short-side)"
             )
-
-    def _fill_shared(self, data: torch.Tensor, on_progress: Progress) -> None:
-        self._check_room(available_bytes(), "this machine")
-        self._fill(data, on_progress)
-
-    def _fill(self, data: torch.Tensor, on_progress: Progress) -> None:
-        is_there = data[len(data) - len(self.rows) :]
-        is_there.zero_()
-        places = self._shards.index.rows[self.rows]
-        in_file_order = np.lexsort((places["offset"], places["shard"]))
-        groups = np.array_split(in_file_order, -(-len(self.rows) // self._group_size))
-
-        def fill(number: int) -> int:
-            if number + 1 < len(groups):
-                self._shards.read_ahead(self.rows[groups[number + 1]].tolist())
-            slots = groups[number]
-            for slot, picture in zip(slots.tolist(), self._decode(self.rows[slots]), strict=True):
-                if picture is not None and picture.shape[:2] == tuple(self._shapes[slot]):
-                    self._view(data, slot).copy_(picture)
-                    is_there[slot] = 1
-            return len(slots)
-
-        num_done = 0
-        on_progress(num_done, len(self.rows))
-        for num_filled in self._mapping(fill, range(len(groups))):
-            num_done += num_filled
-            on_progress(num_done, len(self.rows))
 
 
 def _aligned(num_bytes: np.ndarray) -> np.ndarray:

@@ -1,8 +1,9 @@
 """Memory that the processes of one machine share and that is gone when the last of them is, however it ended.
 
 The first process to come makes the block and fills it; the others wait, then map the same memory. The block is an
-anonymous file (memfd), which the kernel frees with its last user: nothing is left after a kill. A small file, locked
-while the block is being filled, says which process has it open under which number.
+anonymous file (memfd), which the kernel frees with its last user, also after a kill. A note, a small temporary file
+that is locked while the block is being filled, says which processes have it open under which number; it goes with the
+last of them, unless that one is killed.
 """
 
 import fcntl
@@ -12,8 +13,8 @@ import os
 import tempfile
 import time
 import weakref
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -46,29 +47,31 @@ class SharedBlock:
             on_progress: called in every process, whether it fills or waits.
         """
         path = Path(tempfile.gettempdir()) / f"cbd_fast-{os.getuid()}-{name}"
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        with open(os.open(path, flags, 0o600), "r+") as note:
-            _wait_for(note, on_progress)
-            found = _opened(_read(note), name, num_bytes)
+        with _locked(path, on_progress) as note:
+            users = _read(note).get("users", [])
+            found = _opened(users, name, num_bytes)
             self.is_mine = found is None
             descriptor = os.memfd_create(_memfd_name(name)) if found is None else found
+            me = [os.getpid(), descriptor]
             # also when this process ends without closing
-            self._release = weakref.finalize(self, _release, descriptor, path if self.is_mine else None)
+            self._release = weakref.finalize(self, _release, me, path)
             if self.is_mine:
+                users = []
                 os.ftruncate(descriptor, num_bytes)
             self.data = torch.frombuffer(mmap.mmap(descriptor, num_bytes), dtype=torch.uint8)
-            if self.is_mine:
 
-                def tell(done: int, total: int) -> None:
-                    _write(note, {"done": done, "total": total})
-                    on_progress(done, total)
+            def tell(done: int, total: int) -> None:
+                _write(note, {"done": done, "total": total})
+                on_progress(done, total)
 
-                try:
+            try:
+                if self.is_mine:
                     fill(self.data, tell)
-                except BaseException:
-                    self.close()
-                    raise
-                _write(note, {"process": os.getpid(), "descriptor": descriptor})
+                _write(note, {"users": [*users, me]})
+            except BaseException:
+                path.unlink(missing_ok=True)
+                self.close()
+                raise
 
     def close(self) -> None:
         """Lets the memory go, as soon as no tensor shares it."""
@@ -76,10 +79,29 @@ class SharedBlock:
         self._release()
 
 
-def _release(descriptor: int, note: Path | None) -> None:
-    os.close(descriptor)
-    if note is not None:
-        note.unlink(missing_ok=True)
+def _release(me: list[int], path: Path) -> None:
+    """Takes a process out of the note, which goes with the last of them, and closes its block."""
+    with suppress(OSError), open(path, "r+") as note:  # or it is gone, or in use: who reads it passes over the dead
+        fcntl.flock(note, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        others = [user for user in _read(note).get("users", []) if user != me and Path(_descriptor_path(user)).exists()]
+        if others:
+            _write(note, {"users": others})
+        else:
+            path.unlink()
+    os.close(me[1])
+
+
+@contextmanager
+def _locked(path: Path, on_progress: Progress) -> Iterator[TextIO]:
+    """Opens and locks a note; while another process fills the block, passes on what it tells."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    while True:
+        with open(os.open(path, flags, 0o600), "r+") as note:
+            _wait_for(note, on_progress)
+            with suppress(FileNotFoundError):  # the last user may have taken it away meanwhile
+                if os.fstat(note.fileno()).st_ino == path.stat().st_ino:
+                    yield note
+                    return
 
 
 def _wait_for(note: TextIO, on_progress: Progress) -> None:
@@ -110,17 +132,22 @@ def _write(note: TextIO, what: dict[str, Any]) -> None:
     note.flush()
 
 
-def _opened(place: dict[str, Any], name: str, num_bytes: int) -> int | None:
-    """The block that a note tells of, opened; None if it is there no more, or is another by now."""
-    with suppress(OSError, KeyError):
-        path = f"/proc/{place['process']}/fd/{place['descriptor']}"
-        if _memfd_name(name) not in os.readlink(path):
-            return None
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        if os.fstat(descriptor).st_size == num_bytes:
-            return descriptor
-        os.close(descriptor)
+def _opened(users: list[list[int]], name: str, num_bytes: int) -> int | None:
+    """The block that one of the users still has, opened; None if it is there no more, or is another by now."""
+    for user in users:
+        with suppress(OSError):
+            if _memfd_name(name) not in os.readlink(_descriptor_path(user)):
+                continue
+            descriptor = os.open(_descriptor_path(user), os.O_RDWR | os.O_CLOEXEC)
+            if os.fstat(descriptor).st_size == num_bytes:
+                return descriptor
+            os.close(descriptor)
     return None
+
+
+def _descriptor_path(user: list[int]) -> str:
+    process, descriptor = user
+    return f"/proc/{process}/fd/{descriptor}"
 
 
 def _memfd_name(name: str) -> str:
