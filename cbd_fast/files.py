@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from cbd_fast.errors import InputError
 
 PARTIAL_SUFFIX = ".cbd_fast-partial"  # nobody else's file or folder has such a name
+LOCK_SECONDS = 10.0  # how long a command waits for a folder that another has
 
 
 def write_whole(path: Path, data: bytes | str) -> None:
@@ -81,26 +83,50 @@ def resumable_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked_folder(path: Path) -> Iterator[Path]:
-    """Makes a folder if it is not there, and has it for this process alone while the block runs."""
+    """Makes a folder if it is not there, and has it for this process alone while the block runs.
+
+    Processes that the block starts with ``close_fds=False`` have it too: if this one is killed, nobody else gets the
+    folder before the last of them has ended.
+    """
+    deadline = time.monotonic() + LOCK_SECONDS
+    descriptor = -1
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDONLY)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: no folder can be made there ({error})") from error
-    try:
-        _lock(descriptor, path)
+        while descriptor < 0:
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+                descriptor = os.open(path, os.O_RDONLY)
+            except (OSError, ValueError) as error:
+                raise InputError(f"{path}: no folder can be made there ({error})") from error
+            os.set_inheritable(descriptor, True)
+            _lock(descriptor, path, deadline)
+            if not _is_at(descriptor, path):  # who had it before has finished and moved or removed it
+                os.close(descriptor)
+                descriptor = -1
         yield path
     finally:
-        os.close(descriptor)
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
-def _lock(descriptor: int, path: Path) -> None:
+def _lock(descriptor: int, path: Path, deadline: float) -> None:
+    """Waits a little: the processes of a killed command take a moment to end."""
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN):
+                return  # some network file systems have no locks; then it is up to the user
+            if time.monotonic() > deadline:
+                raise InputError(f"{path}: another command is writing there; wait for it or end it") from error
+        time.sleep(0.05)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN):
-            raise InputError(f"{path}: another command is writing there; wait for it or end it") from error
-        # some network file systems have no locks; then it is up to the user
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def file_sha256(path: Path) -> str:

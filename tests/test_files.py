@@ -1,6 +1,12 @@
+import subprocess
+import sys
+import threading
+import time
+
 import pytest
 
-from cbd_fast.files import PARTIAL_SUFFIX, whole_folder, write_whole
+from cbd_fast.errors import InputError
+from cbd_fast.files import PARTIAL_SUFFIX, locked_folder, whole_folder, write_whole
 
 
 def test_write_whole_replaces(tmp_path):
@@ -36,3 +42,43 @@ def test_whole_folder_replaces_what_a_kill_left(tmp_path):
     (left / "half").write_text("half")
     with whole_folder(tmp_path / "out") as folder:
         assert not list(folder.iterdir())
+
+
+def test_a_locked_folder_stays_with_the_processes_of_a_killed_command(tmp_path):
+    command = [sys.executable, "-c", "input()"]
+    with locked_folder(tmp_path / "work"):
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, close_fds=False)
+    began = time.monotonic()
+    threading.Timer(0.3, child.communicate, (b"\n",)).start()
+    with locked_folder(tmp_path / "work"):
+        assert time.monotonic() - began > 0.3
+        assert child.wait(1) == 0  # it had to end first
+
+
+def test_who_waits_for_a_folder_gets_the_one_that_is_there_then(tmp_path):
+    path, is_held = tmp_path / "work", threading.Event()
+
+    def first() -> None:
+        with locked_folder(path):
+            (path / "of the first").touch()
+            is_held.set()
+            time.sleep(0.3)
+            path.rename(tmp_path / "done")
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    is_held.wait()
+    with locked_folder(path):
+        assert (tmp_path / "done" / "of the first").exists()
+        assert list(path.iterdir()) == []
+    thread.join()
+
+
+def test_a_folder_that_stays_locked_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("cbd_fast.files.LOCK_SECONDS", 0)
+    with (
+        locked_folder(tmp_path),
+        pytest.raises(InputError, match="another command is writing there"),
+        locked_folder(tmp_path),
+    ):
+        pass

@@ -134,7 +134,9 @@ def test_a_published_set_must_be_whole_in_place_too(foreign):
     assert index(foreign, Wanted(max_bad_share=0.5)).manifest.num_skipped == 1  # goes on from what was checked
 
 
-def test_a_second_command_does_not_disturb_the_first(foreign):
+def test_a_second_command_does_not_disturb_the_first(foreign, monkeypatch):
+    monkeypatch.setattr("cbd_fast.files.LOCK_SECONDS", 0)
+
     class Second(Progress):
         def start(self, num_pictures):
             with pytest.raises(InputError, match="another command is writing there"):

@@ -1,5 +1,6 @@
 """make_shards as users type it: killed, on a full disk, without its pictures."""
 
+import fcntl
 import filecmp
 import os
 import random
@@ -8,6 +9,8 @@ import resource
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +66,32 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(many_pictures, tmp_pa
         assert filecmp.cmpfiles(tmp_path / "whole", out, expected, shallow=False)[0] == expected
         assert not half.exists()
     assert num_half_made >= 10  # else little was shown
+
+
+def test_workers_of_a_killed_command_keep_its_folder_until_they_end(many_pictures, tmp_path):
+    half = tmp_path / f"out{PARTIAL_SUFFIX}"
+    arguments = command_of("make_shards", "folder", "--train", many_pictures, "--workers", 2, "--out", tmp_path / "out")
+    process = subprocess.Popen(arguments, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
+    while not (workers := psutil.Process(process.pid).children()):
+        time.sleep(0.001)
+    workers[0].suspend()
+    process.kill()
+    process.wait()
+    with open_folder(half) as descriptor:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        workers[0].resume()
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    workers[0].wait(5)  # a process lets go of its files a moment before it is gone
+
+
+@contextmanager
+def open_folder(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def test_a_full_disk_ends_with_1_and_the_command_goes_on(many_pictures, tmp_path):

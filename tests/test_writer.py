@@ -258,7 +258,9 @@ def test_shards_inside_the_pictures_are_refused(picture_folder):
         write(picture_folder, picture_folder / "train" / "shards")
 
 
-def test_two_commands_do_not_write_the_same_folder(picture_folder, tmp_path):
+def test_two_commands_do_not_write_the_same_folder(picture_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("cbd_fast.files.LOCK_SECONDS", 0)
+
     class Second(Progress):
         def start(self, num_pictures):
             with pytest.raises(InputError, match="another command is writing there"):

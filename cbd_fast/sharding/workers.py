@@ -90,6 +90,7 @@ def _start(work: Path, number: int) -> "subprocess.Popen[str]":
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        close_fds=False,  # a worker that outlives a killed command keeps its folder from the next one
         # one core each: the parallelism is over workers
         env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
     )
