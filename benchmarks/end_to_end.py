@@ -28,9 +28,10 @@ from cbd_fast.errors import InputError, run_command
 from cbd_fast.loading.images import DECODERS
 from cbd_fast.sharding.shard_set import ShardSet
 from cbd_fast.train import make_accelerator
-from cbd_fast.training.engine import Learner, make_loader
+from cbd_fast.training.engine import make_loader
+from cbd_fast.training.learner import Learner
 from cbd_fast.training.models import BACKBONES
-from cbd_fast.training.rehearsal import make_learner
+from cbd_fast.training.rehearsal import rehearsed_learner
 from cbd_fast.training.stages import Job, plan_jobs
 
 GOALS = {"resnet50": 0.98, "resnet18": 0.95}  # ratio on one H100 with 16 cores
@@ -88,7 +89,7 @@ def measured_rounds(
     Returns:
         Of each round pictures per second of both, the ratio of the two, and the share of time waiting for the shards.
     """
-    learner = make_learner(job, config, accelerator)
+    learner = rehearsed_learner(job, config, accelerator)
     lead_in = min(MAX_LEAD_IN, arguments.steps)
     # the last steps that are timed compete with the decoding of the next ones, as all others do
     num_batches = lead_in + arguments.steps + config.runtime.prefetch

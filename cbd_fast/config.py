@@ -15,7 +15,7 @@ from cbd_fast.loading.hashing import hash64
 
 Sampling = Literal["instance", "class_balanced", "square_root", "progressive"]
 # what does not change which student comes out, and so may differ when a run goes on
-NOT_PART_OF_A_RUN = ("output", "stages", "runtime")
+NOT_PART_OF_A_RUN = ("output", "stages", "select", "runtime")  # `select` is part of it as it turns out
 
 
 class Settings(BaseModel):
@@ -133,10 +133,21 @@ class Runtime(Settings):
         0.01, ge=0, le=1, description="of the pictures of a split that may turn out bad; one alone never ends a run"
     )
     channels_last: bool = Field(True, description="memory layout of pictures and weights")
-    compile: bool = Field(False, description="torch.compile the model")
+    compile: bool | None = Field(
+        None,
+        description="torch.compile model and teachers; by default where it pays: the teachers of a run of 500 steps or "
+        "more, the model of 2,000 or more unless it trains in half precision on the CPU",
+    )
+    teacher_precision: Literal["auto", "no", "bf16", "fp16"] = Field(
+        "auto", description="of the teachers' networks; auto: that of the run"
+    )
     log_every: int = Field(50, gt=0, description="steps between two lines of the log")
     checkpoint_every: int = Field(1000, gt=0, description="steps between two checkpoints")
-    evaluate_every: int | None = Field(None, gt=0, description="steps between two evaluations; by default at the end")
+    evaluate_every: int | None = Field(
+        None,
+        gt=0,
+        description="steps between two evaluations; by default at the end only, or every epoch to select the best",
+    )
     record_batches: bool = Field(False, description="write every batch's pictures, boxes and colours, for checking")
 
     @model_validator(mode="after")
@@ -159,6 +170,11 @@ class Config(Settings):
     stages: Literal["one", "two", "both"] = Field("both", description="teachers, student, or one after the other")
     mixed_precision: Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(_word)] = Field(
         "no", description="of the networks; the cosine and the losses are always float32"
+    )
+    select: Literal["auto", "last", "best"] = Field(
+        "auto",
+        description="the weights that are reported: the last, or the best by per-class mean on the validation split; "
+        "auto: the best if the shards have one",
     )
     data: Data
     model: Model = Model()

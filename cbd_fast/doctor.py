@@ -34,7 +34,7 @@ from cbd_fast.sharding.wanted import Wanted
 from cbd_fast.sharding.writer import write_dataset
 from cbd_fast.train import make_accelerator, open_shards
 from cbd_fast.training.engine import make_loader
-from cbd_fast.training.rehearsal import make_learner, training_rate
+from cbd_fast.training.rehearsal import rehearsed_learner, training_rate
 from cbd_fast.training.stages import Job, plan_jobs
 
 NUM_MEASUREMENTS = 7  # that share the time, most often
@@ -254,7 +254,7 @@ def training_rates(jobs: Mapping[str, Job], config: Config, seconds: float) -> I
         batch = loader.batch(0)
         images, labels = batch.images[:part], batch.labels[:part]
     for stage, job in jobs.items():
-        yield stage, training_rate(make_learner(job, config, accelerator), images, labels, seconds)
+        yield stage, training_rate(rehearsed_learner(job, config, accelerator), images, labels, seconds)
         accelerator.free_memory()
 
 

@@ -7,7 +7,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,13 @@ from cbd_fast.console import make_console
 from cbd_fast.dashboard import Dashboard, PlannedModel, comparison, duration, make_dashboard
 from cbd_fast.errors import InputError, run_command
 from cbd_fast.files import PARTIAL_SUFFIX
+from cbd_fast.loading.loader import Loader
 from cbd_fast.loading.machine import num_cores
 from cbd_fast.sharding.shard_set import ShardSet
 from cbd_fast.training.checkpoint import read_result
 from cbd_fast.training.engine import Surroundings, make_loader, train
 from cbd_fast.training.records import CONFIG_NAME, SUMMARY_NAME, Records
+from cbd_fast.training.selection import selection_interval
 from cbd_fast.training.stages import Job, build_stage, finished_results, plan_jobs, wanted_jobs
 
 
@@ -39,7 +41,7 @@ def main() -> None:
     accelerator = make_accelerator(config)
     records = Records(Path(config.output), is_main=accelerator.is_main_process, rank=accelerator.process_index)
     dashboard = make_dashboard(accelerator.is_main_process)
-    with open_surroundings(config, accelerator, records, dashboard) as around:
+    with open_surroundings(config, shards, accelerator, records, dashboard) as around:
         records.start(config)
         accelerator.wait_for_everyone()  # the folder is there for the records of all processes
         dashboard.start(describe_run(config, shards, accelerator), [planned(job) for job in wanted])
@@ -54,28 +56,29 @@ def main() -> None:
 
 @contextmanager
 def open_surroundings(
-    config: Config, accelerator: Accelerator, records: Records, dashboard: Dashboard
+    config: Config, shards: ShardSet, accelerator: Accelerator, records: Records, dashboard: Dashboard
 ) -> Iterator[Surroundings]:
-    """Opens the test split, whose shards and decoder are so found to be usable before anything is written."""
+    """Opens the splits to evaluate on, whose shards and decoder are found to be usable before anything is written."""
 
     def tell(place: str, reason: str) -> None:
         records.bad_picture(place, reason)
         dashboard.note(f"bad picture {place}: {reason}")
 
-    with make_loader(
-        config,
-        accelerator,
-        split="test",
-        sampling="sequential",
-        augmentation=config.data.augmentation.for_test(),
-        on_bad_picture=tell,
-    ) as loader:
+    def evaluated(split: str) -> Loader:
+        augmentation = config.data.augmentation.for_test()
+        chosen = {"sampling": "sequential", "augmentation": augmentation, "on_bad_picture": tell}
+        return opened.enter_context(make_loader(config, accelerator, split=split, **chosen))
+
+    interval = selection_interval(config, shards)
+    with ExitStack() as opened:
         yield Surroundings(
             config=config,
             accelerator=accelerator,
             records=records,
             dashboard=dashboard,
-            test_loader=loader,
+            test_loader=evaluated("test"),
+            val_loader=evaluated("val") if interval else None,
+            evaluate_every=interval or config.runtime.evaluate_every,
             on_bad_picture=tell,
         )
 
@@ -159,6 +162,7 @@ def open_shards(config: Config) -> ShardSet:
 
 def make_accelerator(config: Config) -> Accelerator:
     """Joins the processes; on the CPU where there is no accelerator."""
+    torch.backends.cudnn.benchmark = True  # every batch has the same shape
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.optimization.accumulation,
@@ -187,6 +191,18 @@ def describe_run(config: Config, shards: ShardSet, accelerator: Accelerator) -> 
     )
 
 
+def selected(results: dict[str, dict[str, Any]]) -> str | dict[str, str]:
+    """Which weights the accuracies are of."""
+    best = {name: result.get("selected") for name, result in results.items()}
+    if not any(best.values()):
+        return "last checkpoint"
+    return {
+        name: f"best on the validation split: step {found['step']} with {found['per_class_mean']:.2f} per-class mean"
+        for name, found in best.items()
+        if found
+    }
+
+
 def report(config: Config, jobs: list[Job], shards: ShardSet, records: Records) -> None:
     """Writes summary.json and per_class.csv and prints the comparison of all models that are finished."""
     results = finished_results(jobs)
@@ -196,7 +212,7 @@ def report(config: Config, jobs: list[Job], shards: ShardSet, records: Records) 
         {
             "teachers": [values for name, values in metrics.items() if name != "student"],
             "student": metrics.get("student"),
-            "selected": "last checkpoint",
+            "selected": selected(results),
             "evaluated_on": "test",
             "seconds": round(seconds, 1),
         }

@@ -65,7 +65,7 @@ def run(config: Config, dashboard=None) -> list[dict]:
     records = Records(Path(config.output), is_main=True)
     records.start(config)
     accelerator = command.make_accelerator(config)
-    with command.open_surroundings(config, accelerator, records, dashboard or Silent()) as around:
+    with command.open_surroundings(config, shards, accelerator, records, dashboard or Silent()) as around:
         command.run(jobs, around)
     AcceleratorState._reset_state(reset_partial_state=True)
     return [json.loads(line) for line in (Path(config.output) / "metrics.jsonl").read_text().splitlines()]

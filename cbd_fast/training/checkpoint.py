@@ -18,10 +18,11 @@ MODEL_NAME, OPTIMIZER_NAME, STATE_NAME, RESULT_NAME = (
     "state.json",
     "result.json",
 )
+BEST_PATTERN = "best-*.safetensors"  # weights that may be selected in the end
 
 
 def save_checkpoint(
-    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.SGD, state: dict[str, Any]
+    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
 ) -> None:
     """Writes ``folder/checkpoint-<step>`` and removes older ones.
 
@@ -44,7 +45,7 @@ def save_checkpoint(
         shutil.rmtree(old)
 
 
-def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, Any] | None:
+def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
     """Puts the last checkpoint into model and optimiser and returns its state; None if there is none."""
     found = checkpoints(folder)
     if not found:
@@ -71,14 +72,21 @@ def read_state(folder: Path) -> dict[str, Any] | None:
 
 
 def save_finished(folder: Path, model: nn.Module, result: dict[str, Any]) -> None:
-    """Writes a finished model's weights, then its result, which marks it as finished; removes checkpoints."""
-    temporary = folder / (MODEL_NAME + ".partial")
+    """Writes a finished model's weights, then its result, which marks it as finished; removes what was on the way."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(_contiguous(model.state_dict()), temporary)
-    temporary.replace(folder / MODEL_NAME)
+    save_weights(folder / MODEL_NAME, model)
     write_whole(folder / RESULT_NAME, json.dumps(result, indent=1) + "\n")
     for path in checkpoints(folder):
         shutil.rmtree(path)
+    for path in folder.glob(BEST_PATTERN):
+        path.unlink()
+
+
+def save_weights(path: Path, model: nn.Module) -> None:
+    """Writes a model's weights, whole or not at all."""
+    temporary = path.with_name(path.name + ".partial")
+    save_file(_contiguous(model.state_dict()), temporary)
+    temporary.replace(path)
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
@@ -105,7 +113,7 @@ def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _momenta(model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, Tensor]:
+def _momenta(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     momenta = {
         name: optimizer.state[parameter].get("momentum_buffer")
         for name, parameter in model.named_parameters()

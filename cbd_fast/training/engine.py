@@ -19,10 +19,13 @@ from cbd_fast.loading.loader import Batch, Loader
 from cbd_fast.loading.stats import LoaderStats
 from cbd_fast.training.checkpoint import load_checkpoint, save_checkpoint, save_finished
 from cbd_fast.training.evaluate import count_correct, summarize
-from cbd_fast.training.models import CosineModel, Output, Teachers
-from cbd_fast.training.optim import cosine_learning_rate, make_optimizer
+from cbd_fast.training.inference import inference_dtype, inference_form
+from cbd_fast.training.learner import make_learner
+from cbd_fast.training.models import CosineModel
+from cbd_fast.training.optim import cosine_learning_rate
 from cbd_fast.training.records import Records
-from cbd_fast.training.stages import Losses, Stage
+from cbd_fast.training.selection import Best
+from cbd_fast.training.stages import Stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,38 +37,9 @@ class Surroundings:
     records: Records
     dashboard: Dashboard
     test_loader: Loader
+    val_loader: Loader | None  # if the best weights on the validation split are taken
+    evaluate_every: int | None  # steps; None: only at the end
     on_bad_picture: Callable[[str, str], None]  # records and shows place and reason of a picture that cannot be used
-
-
-@dataclass(frozen=True, kw_only=True)
-class Learner:
-    """A model on its device, and what it learns with; model and optimizer as Accelerate has prepared them."""
-
-    accelerator: Accelerator
-    model: torch.nn.Module
-    teachers: Teachers | None
-    optimizer: torch.optim.Optimizer
-    losses: Losses
-
-    def learn(self, images: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], Output]:
-        """Learns from a batch, or a part of one, after whose last part Accelerate updates the weights.
-
-        Args:
-            images: ``(B, 3, H, W)`` on the model's device.
-            labels: ``(B,)`` int64, likewise.
-
-        Returns:
-            The losses, and what the model made of the pictures; only fp16's loss scale waits for the device here.
-        """
-        with self.accelerator.accumulate(self.model):
-            with self.accelerator.autocast():
-                target = self.teachers(images) if self.teachers else None
-                output = self.model(images)
-            losses = self.losses(output, labels, target)
-            self.accelerator.backward(losses["loss"])
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-        return losses, output
 
 
 def make_loader(config: Config, accelerator: Accelerator, **chosen: Any) -> Loader:
@@ -93,23 +67,18 @@ def train(stage: Stage, around: Surroundings) -> None:
     """
     config, accelerator, job = around.config, around.accelerator, stage.job
     settings, runtime = config.optimization, config.runtime
-    layout = torch.channels_last if runtime.channels_last else torch.contiguous_format
-    model = stage.model.to(accelerator.device).to(memory_format=layout)
-    teachers = stage.teachers.to(accelerator.device).to(memory_format=layout) if stage.teachers else None
-    optimizer = make_optimizer(model, settings)
+    if accelerator.scaler is not None:  # fp16; each model's loss scale is its own
+        accelerator.scaler = torch.amp.GradScaler(accelerator.device.type)
+    learner = make_learner(stage, config, accelerator)
+    model, optimizer = learner.plain, learner.optimizer
     state = load_checkpoint(job.folder, model, optimizer)
     first, seconds_before = (state["step"], state["seconds"]) if state else (0, 0.0)
     began = time.perf_counter()
-    if runtime.compile:
-        model.compile()
-    if accelerator.scaler is not None:  # fp16; each model's loss scale is its own
-        accelerator.scaler = torch.amp.GradScaler(accelerator.device.type)
-        if state:
-            accelerator.scaler.load_state_dict(state["scaler"])
-    wrapped, prepared_optimizer = accelerator.prepare(model, optimizer)
-    learner = Learner(
-        accelerator=accelerator, model=wrapped, teachers=teachers, optimizer=prepared_optimizer, losses=stage.losses
-    )
+    if state and accelerator.scaler is not None:
+        accelerator.scaler.load_state_dict(state["scaler"])
+    best = None
+    if around.val_loader:
+        best = Best(job.folder, is_main=accelerator.is_main_process, found=state and state.get("best"))
     around.records.rewind(job.name, first)
     meter = _Meter(around, stage, first)
 
@@ -119,6 +88,7 @@ def train(stage: Stage, around: Surroundings) -> None:
             "identity": job.identity,
             "seconds": seconds_before + time.perf_counter() - began,
             "scaler": scaler.state_dict() if scaler is not None else None,
+            "best": best.state if best else None,
         }
 
     with make_loader(
@@ -140,7 +110,7 @@ def train(stage: Stage, around: Surroundings) -> None:
                 around.records.log_batch(job.name, batch.step, loader.plan(batch.step))
             for group in optimizer.param_groups:
                 group["lr"] = cosine_learning_rate(settings.learning_rate, batch.step, job.num_steps)
-            for images, labels in _parts(batch, settings.accumulation, layout):
+            for images, labels in _parts(batch, settings.accumulation, learner.layout):
                 losses, output = learner.learn(images, labels)
                 meter.add(losses, output.logits, labels)
             done = batch.step + 1
@@ -154,14 +124,20 @@ def train(stage: Stage, around: Surroundings) -> None:
                 _agree_on_buffers(model, accelerator)
                 if accelerator.is_main_process:
                     save_checkpoint(job.folder, done, model, optimizer, state_now())
-            if runtime.evaluate_every and done % runtime.evaluate_every == 0:
-                meter.evaluate(model, done)
+                    if best:
+                        best.checkpointed()
+            if around.evaluate_every and done % around.evaluate_every == 0:
+                meter.evaluate(model, done, best)
 
-    result = meter.evaluate(model, job.num_steps)
+    if best:
+        meter.evaluate(model, job.num_steps, best)
+        accelerator.wait_for_everyone()  # the main process has written the file
+        best.load(model)
+    result = meter.evaluate(model, job.num_steps) | {"selected": best.state if best else None}
     if accelerator.is_main_process:
         save_finished(job.folder, model, result | state_now())
     accelerator.wait_for_everyone()
-    accelerator.free_memory(wrapped, prepared_optimizer)
+    learner.free()
 
 
 class _Meter:
@@ -244,16 +220,27 @@ class _Meter:
         everywhere = accelerator.gather(accelerator.pad_across_processes(rows, pad_index=-1))
         return len(everywhere.unique()) - 1
 
-    def evaluate(self, model: CosineModel, step: int) -> dict[str, Any]:
-        """Evaluates on the test split, writes and shows it; returns metrics and counts."""
-        began = time.perf_counter()
-        _agree_on_buffers(model, self._around.accelerator)
+    def evaluate(self, model: CosineModel, step: int, best: Best | None = None) -> dict[str, Any]:
+        """Evaluates on the test split, or for the choice of the best weights on the validation split.
+
+        Returns:
+            Metrics and counts, which are also written and shown.
+        """
+        began, accelerator = time.perf_counter(), self._around.accelerator
+        _agree_on_buffers(model, accelerator)
         loader = self._around.test_loader
-        counts = count_correct(model, loader, self._around.accelerator)
+        if best:
+            assert self._around.val_loader
+            loader = self._around.val_loader
+        form = inference_form(model, inference_dtype(self._around.config.mixed_precision, accelerator.device))
+        counts = count_correct(form, loader, accelerator)
         evaluation = summarize(counts, loader.shards.train_counts)
         record = {"model": self._job.name, "step": step, "split": loader.shards.split, **evaluation.to_dict()}
         self._around.records.log(record)
         self._around.dashboard.evaluated(self._job.name, step, evaluation.to_dict())
+        if best:
+            assert evaluation.per_class_mean is not None
+            best.offer(step, evaluation.per_class_mean, model)
         self._since += time.perf_counter() - began  # the rate is that of training
         return {"metrics": evaluation.to_dict(), "counts": counts.tolist()}
 

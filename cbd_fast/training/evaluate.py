@@ -35,7 +35,7 @@ def count_correct(model: CosineModel, loader: Loader, accelerator: Accelerator) 
     """Runs a model in eval mode over every picture of a sequential loader once.
 
     Args:
-        model: not wrapped, on the loader's device, alike on all processes.
+        model: not wrapped, on the loader's device, alike on all processes; best in its ``inference_form``.
         loader: with ``sampling="sequential"``; each process's own part.
         accelerator: joins the processes.
 
@@ -47,7 +47,7 @@ def count_correct(model: CosineModel, loader: Loader, accelerator: Accelerator) 
     counts = torch.zeros((3, num_classes), dtype=torch.int64, device=loader.device)
     was_training = model.training
     model.eval()
-    with torch.inference_mode(), accelerator.autocast():
+    with torch.inference_mode():
         for batch in loader:
             guesses = model(batch.images).logits.topk(num_guesses, dim=1).indices
             hits = guesses == batch.labels[:, None]

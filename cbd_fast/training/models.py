@@ -3,8 +3,8 @@
 After the official code of Class-Balanced Distillation (Iscen et al., BMVC 2021).
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -50,13 +50,18 @@ class CosineModel(nn.Module):
         nn.init.xavier_uniform_(self.weight)
 
     def forward(self, images: Tensor) -> Output:
+        features = self.embed(images)
+        with torch.autocast(images.device.type, enabled=False):  # half precision is too coarse for cosines near 1
+            logits = COSINE_SCALE * features @ F.normalize(self.weight, dim=0)
+        return Output(features, logits)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """``(B, feature_dim)`` float32 features of length 1 of ``(B, 3, H, W)`` pictures."""
         pooled = self.backbone(images)
         if self.projection is not None:
             pooled = F.relu(self.projection(pooled))
-        with torch.autocast(images.device.type, enabled=False):  # half precision is too coarse for cosines near 1
-            features = F.normalize(pooled.float(), dim=1)
-            logits = COSINE_SCALE * features @ F.normalize(self.weight, dim=0)
-        return Output(features, logits)
+        with torch.autocast(images.device.type, enabled=False):
+            return F.normalize(pooled.float(), dim=1)
 
 
 class Teachers(nn.Module):
@@ -67,6 +72,9 @@ class Teachers(nn.Module):
         self.models = nn.ModuleList(models).requires_grad_(False).eval()
         self.feature_dim = sum(model.feature_dim for model in models)
 
+    def __iter__(self) -> Iterator[CosineModel]:
+        return (cast(CosineModel, model) for model in self.models)
+
     def train(self, mode: bool = True) -> "Teachers":
         """Stays in eval mode whatever is asked: batch statistics of a class-balanced batch would be wrong here."""
         return super().train(False)
@@ -74,7 +82,7 @@ class Teachers(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """``(B, feature_dim)`` float32: the models' features, concatenated and normalised again."""
-        return F.normalize(torch.cat([model(images).features for model in self.models], dim=1), dim=1)
+        return F.normalize(torch.cat([model.embed(images) for model in self], dim=1), dim=1)
 
 
 def build_model(backbone: str, num_classes: int, target_dim: int | None = None) -> CosineModel:

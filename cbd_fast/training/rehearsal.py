@@ -7,22 +7,16 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from cbd_fast.config import Config
-from cbd_fast.training.engine import Learner
+from cbd_fast.training.learner import Learner, make_learner
 from cbd_fast.training.models import build_model
-from cbd_fast.training.optim import make_optimizer
 from cbd_fast.training.stages import Job, join_stage
 
 
-def make_learner(job: Job, config: Config, accelerator: Accelerator) -> Learner:
+def rehearsed_learner(job: Job, config: Config, accelerator: Accelerator) -> Learner:
     """What the engine makes of a job, with teachers that have learned nothing: they cost the same."""
     backbone, num_classes = config.model.backbone, config.data.num_classes
     stage = join_stage(job, config, [build_model(backbone, num_classes) for _ in range(job.num_teachers)])
-    for module in filter(None, (stage.model, stage.teachers)):
-        module.to(accelerator.device).to(memory_format=torch.channels_last)
-    model, optimizer = accelerator.prepare(stage.model, make_optimizer(stage.model, config.optimization))
-    return Learner(
-        accelerator=accelerator, model=model, teachers=stage.teachers, optimizer=optimizer, losses=stage.losses
-    )
+    return make_learner(stage, config, accelerator)
 
 
 def training_rate(learner: Learner, images: Tensor, labels: Tensor, seconds: float) -> float:

@@ -16,6 +16,7 @@ from cbd_fast.sharding.shard_set import ShardSet
 from cbd_fast.training.checkpoint import MODEL_NAME, load_weights, read_result, read_state
 from cbd_fast.training.losses import student_losses, teacher_losses
 from cbd_fast.training.models import CosineModel, Output, Teachers, build_model
+from cbd_fast.training.selection import selection_interval
 
 Losses = Callable[[Output, Tensor, Tensor | None], dict[str, Tensor]]
 
@@ -65,6 +66,8 @@ def plan_jobs(config: Config, shards: ShardSet) -> list[Job]:
     """All models of a run, in the order in which they are trained, whatever ``stages`` says."""
     num_steps = config.optimization.num_steps(len(shards))
     output, pictures = Path(config.output), {"pictures": shards.manifest.fingerprint}
+    if interval := selection_interval(config, shards):
+        pictures["select"] = f"best of every {interval} steps"
     teachers = config.stage_one.teachers
     jobs = [
         _teacher_job(config, number, teacher, num_steps, output / f"teacher-{number}", pictures)

@@ -1,0 +1,99 @@
+"""One step of learning: what both stages, the rehearsal and the benchmarks repeat."""
+
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from cbd_fast.config import Config
+from cbd_fast.training.inference import Beside, inference_dtype, teachers_in_best_form
+from cbd_fast.training.models import CosineModel, Output
+from cbd_fast.training.optim import make_optimizer
+from cbd_fast.training.stages import Losses, Stage
+
+# steps after which compiling, which takes time first, is won back on two cores: see benchmarks/train_step.py
+MIN_STEPS_FOR_TEACHERS, MIN_STEPS_FOR_MODEL = 500, 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learner:
+    """A model on its device, and what it learns with.
+
+    Attributes:
+        accelerator: of the run.
+        plain: the model itself, which is evaluated and saved.
+        model: the same as Accelerate has prepared it.
+        optimizer: likewise.
+        teachers: in their best form; None without any.
+        losses: of the stage.
+        layout: of pictures and weights in memory.
+    """
+
+    accelerator: Accelerator
+    plain: CosineModel
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    teachers: Beside | None
+    losses: Losses
+    layout: torch.memory_format
+
+    def learn(self, images: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], Output]:
+        """Learns from a batch, or a part of one, after whose last part Accelerate updates the weights.
+
+        Args:
+            images: ``(B, 3, H, W)`` on the model's device.
+            labels: ``(B,)`` int64, likewise.
+
+        Returns:
+            The losses, and what the model made of the pictures; only fp16's loss scale waits for the device here.
+        """
+        with self.accelerator.accumulate(self.model):
+            target = self.teachers.begin(images) if self.teachers else None
+            with self.accelerator.autocast():
+                output = self.model(images)
+            losses = self.losses(output, labels, target() if target else None)
+            self.accelerator.backward(losses["loss"])
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return losses, output
+
+    def free(self) -> None:
+        """Lets go of the device's memory."""
+        self.accelerator.free_memory(self.model, self.optimizer)
+
+
+def make_learner(stage: Stage, config: Config, accelerator: Accelerator) -> Learner:
+    """Puts a stage's model and teachers on the device, in the form in which they train fastest."""
+    device, runtime = accelerator.device, config.runtime
+    layout = torch.channels_last if runtime.channels_last else torch.contiguous_format
+    plain = stage.model.to(device).to(memory_format=layout)
+    compiles_model, compiles_teachers = what_is_compiled(config, device, stage.job.num_steps)
+    teachers = None
+    if stage.teachers:
+        precision = config.mixed_precision if runtime.teacher_precision == "auto" else runtime.teacher_precision
+        best = teachers_in_best_form(stage.teachers.to(device), inference_dtype(precision, device), compiles_teachers)
+        teachers = Beside(best, device)
+    model, optimizer = accelerator.prepare(plain, make_optimizer(plain, config.optimization))
+    if compiles_model:
+        model.compile()
+    return Learner(
+        accelerator=accelerator,
+        plain=plain,
+        model=model,
+        optimizer=optimizer,
+        teachers=teachers,
+        losses=stage.losses,
+        layout=layout,
+    )
+
+
+def what_is_compiled(config: Config, device: torch.device, num_steps: int) -> tuple[bool, bool]:
+    """Whether the model that learns is compiled, and whether its teachers are."""
+    setting = config.runtime.compile
+    # by default a machine without a C++ compiler trains as it is, instead of failing
+    torch._dynamo.config.suppress_errors = setting is None
+    if setting is not None:
+        return setting, setting
+    pays_for_model = device.type != "cpu" or config.mixed_precision == "no"
+    return pays_for_model and num_steps >= MIN_STEPS_FOR_MODEL, num_steps >= MIN_STEPS_FOR_TEACHERS

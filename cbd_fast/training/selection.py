@@ -1,0 +1,68 @@
+"""Which weights of a model are reported: the last, or the best on the validation split. Never by the test split."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from cbd_fast.config import Config
+from cbd_fast.errors import InputError
+from cbd_fast.sharding.shard_set import ShardSet
+from cbd_fast.training.checkpoint import BEST_PATTERN, load_weights, save_weights
+
+
+def selection_interval(config: Config, shards: ShardSet) -> int | None:
+    """Steps between two evaluations on the validation split, of which the best weights are taken; None: the last are.
+
+    Raises:
+        InputError: the best weights are wanted, and there is no validation split.
+    """
+    has_split = "val" in shards.manifest.splits
+    if config.select == "best" and not has_split:
+        raise InputError(
+            f"select: best, but {config.data.shards} has no validation split; make the shards with one "
+            "(--val, --val-per-class), or use select=last"
+        )
+    if config.select == "last" or not has_split:
+        return None
+    return config.runtime.evaluate_every or -(-len(shards) // config.optimization.global_batch)
+
+
+class Best:
+    """The best weights so far, in a file of their own until the model is finished."""
+
+    def __init__(self, folder: Path, *, is_main: bool, found: dict[str, Any] | None = None) -> None:
+        """Goes on from what ``state`` was when the checkpoint was written from which the run goes on."""
+        self._folder, self._is_main = folder, is_main
+        self.state = found or {"step": 0, "per_class_mean": -1.0}
+        self._at_checkpoint = self.state["step"]
+        self._remove_others()
+
+    def offer(self, step: int, per_class_mean: float, model: nn.Module) -> None:
+        """Keeps a model's weights if they are better than all before; ``per_class_mean`` is alike on all processes."""
+        if per_class_mean <= self.state["per_class_mean"]:
+            return
+        self.state = {"step": step, "per_class_mean": per_class_mean}
+        if self._is_main:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            save_weights(self._path(step), model)
+            self._remove_others()
+
+    def checkpointed(self) -> None:
+        """A checkpoint was written that knows the present ``state``."""
+        self._at_checkpoint = self.state["step"]
+        self._remove_others()
+
+    def load(self, model: nn.Module) -> None:
+        """Puts the best weights into a model."""
+        load_weights(self._path(self.state["step"]), model)
+
+    def _path(self, step: int) -> Path:
+        return self._folder / BEST_PATTERN.replace("*", f"{step:08d}")
+
+    def _remove_others(self) -> None:
+        """Keeps the file of the last checkpoint, from which a killed run goes on, and that of now."""
+        kept = {self._path(self._at_checkpoint), self._path(self.state["step"])}
+        if self._is_main:
+            for path in set(self._folder.glob(BEST_PATTERN)) - kept:
+                path.unlink()
