@@ -30,12 +30,12 @@ def inference_form(model: CosineModel, dtype: torch.dtype = torch.float32) -> Co
     Returns:
         A model whose features differ from the original's by rounding: below 1e-4 in float32.
     """
-    form = copy.deepcopy(model).requires_grad_(False).eval()
+    form = copy.deepcopy(model).eval()
     form.__dict__.pop("forward", None)  # Accelerate's, for mixed precision: the form has a precision of its own
     form.backbone = nn.Sequential(Cast(dtype), fuse(form.backbone).to(dtype))
     if form.projection is not None:
         form.projection.to(dtype)
-    return form.to(memory_format=torch.channels_last)
+    return form.requires_grad_(False).eval().to(memory_format=torch.channels_last)
 
 
 def teachers_in_best_form(teachers: Teachers, dtype: torch.dtype, is_compiled: bool) -> Teachers:
