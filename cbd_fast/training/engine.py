@@ -108,15 +108,13 @@ def train(stage: Stage, around: Surroundings) -> None:
         for batch in meter.waiting(loader.steps(first, job.num_steps)):
             if runtime.record_batches:
                 around.records.log_batch(job.name, batch.step, loader.plan(batch.step))
-            for group in optimizer.param_groups:
-                group["lr"] = cosine_learning_rate(settings.learning_rate, batch.step, job.num_steps)
-            for images, labels in _parts(batch, settings.accumulation, learner.layout):
-                losses, output = learner.learn(images, labels)
+            learning_rate = cosine_learning_rate(settings.learning_rate, batch.step, job.num_steps)
+            for losses, output, labels in learner.update(batch, learning_rate):
                 meter.add(losses, output.logits, labels)
             done = batch.step + 1
             is_last = done == job.num_steps
             if done % runtime.log_every == 0 or is_last:
-                meter.log(done, optimizer.param_groups[0]["lr"], loader)
+                meter.log(done, learning_rate, loader)
             if is_last:
                 break
             if done % runtime.checkpoint_every == 0:
@@ -248,11 +246,6 @@ class _Meter:
         self._sums: dict[str, Tensor] = {}
         self._num_pictures, self._seconds_waited = 0, 0.0
         self._last_step, self._since = step, time.perf_counter()
-
-
-def _parts(batch: Batch, num_parts: int, layout: torch.memory_format) -> Iterator[tuple[Tensor, Tensor]]:
-    images = batch.images.contiguous(memory_format=layout)
-    return zip(images.chunk(num_parts), batch.labels.chunk(num_parts), strict=True)
 
 
 def _agree_on_buffers(model: torch.nn.Module, accelerator: Accelerator) -> None:

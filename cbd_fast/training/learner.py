@@ -1,5 +1,6 @@
 """One step of learning: what both stages, the rehearsal and the benchmarks repeat."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -7,6 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from cbd_fast.config import Config
+from cbd_fast.loading.loader import Batch
 from cbd_fast.training.inference import Beside, inference_dtype, teachers_in_best_form
 from cbd_fast.training.models import CosineModel, Output
 from cbd_fast.training.optim import make_optimizer
@@ -37,6 +39,19 @@ class Learner:
     teachers: Beside | None
     losses: Losses
     layout: torch.memory_format
+
+    def update(self, batch: Batch, learning_rate: float) -> Iterator[tuple[dict[str, Tensor], Output, Tensor]]:
+        """Updates the weights once, with this process's part of a batch, which it takes in as many parts as is set.
+
+        Yields:
+            Of each part the losses, what the model made of the pictures, and their labels.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        num_parts = self.accelerator.gradient_accumulation_steps
+        images = batch.images.contiguous(memory_format=self.layout)
+        for part, labels in zip(images.chunk(num_parts), batch.labels.chunk(num_parts), strict=True):
+            yield *self.learn(part, labels), labels
 
     def learn(self, images: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], Output]:
         """Learns from a batch, or a part of one, after whose last part Accelerate updates the weights.

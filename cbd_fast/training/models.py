@@ -71,6 +71,7 @@ class Teachers(nn.Module):
         super().__init__()
         self.models = nn.ModuleList(models).requires_grad_(False).eval()
         self.feature_dim = sum(model.feature_dim for model in models)
+        self.eval()
 
     def __iter__(self) -> Iterator[CosineModel]:
         return (cast(CosineModel, model) for model in self.models)
