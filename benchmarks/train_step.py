@@ -1,0 +1,313 @@
+"""What does a training step cost, and how much of it the teachers?
+
+    python benchmarks/train_step.py [--backbones resnet32,resnet50] [--teachers 0,1,2,4] [--precision no,bf16]
+        [--rounds 5] [--seconds 1] [--trained DIR --shards DIR] [--out FILE.json]
+
+Every case is a stage's true step (losses, backward, optimizer) on one batch that is already on the device; 0 teachers
+is stage one. Beside each other, in turns, so that whatever else the machine does meets all alike:
+
+- naive: plain modules in float32, in PyTorch's default layout, the teachers one after the other, nothing compiled;
+- naive teachers: the same teachers beside the student in the form in which the project trains it;
+- ours: what the trainer does in a long run;
+- student: ours, with a target that is there already; teachers: theirs alone, in the form of ours.
+
+A second table has the teachers' forms: milliseconds of one, and the largest distance 1 - cosine of its features from
+those of the plain form, on fresh weights whose batch-norms know the pictures or, with --trained, on those of a
+finished run's teacher-1 and test pictures of --shards.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import release_memory
+from report import machine_and_versions, print_table, write_json
+from torch import Tensor
+
+from cbd_fast import Loader
+from cbd_fast.config import Config, read_config
+from cbd_fast.errors import InputError, run_command
+from cbd_fast.loading.augment import Augmentation
+from cbd_fast.train import make_accelerator
+from cbd_fast.training.inference import Beside, inference_dtype, teachers_in_best_form
+from cbd_fast.training.learner import Learner, make_learner
+from cbd_fast.training.models import BACKBONES, CosineModel, Teachers, build_model
+from cbd_fast.training.records import CONFIG_NAME
+from cbd_fast.training.stages import Job, join_stage, load_model
+
+LONG_RUN = 10**6  # steps: all that pays is compiled
+NUM_CLASSES = 1000
+SMALL = ("resnet32", "small_convnet")  # for pictures of 32 pixels
+GOAL_OF_PARTS, GOAL_OF_NAIVE = 1.1, 0.75
+PACKAGES = ("torch", "torchvision", "accelerate", "numpy")
+
+
+class Given(Beside):
+    """Teachers whose target is there already."""
+
+    def __init__(self, target: Tensor) -> None:
+        self._target = target
+
+    def begin(self, images: Tensor) -> Callable[[], Tensor]:
+        return lambda: self._target
+
+
+def main() -> None:
+    """Measures case after case, prints tables and writes JSON."""
+    arguments = parse_arguments()
+    steps: list[dict[str, Any]] = []
+    forms: list[dict[str, Any]] = []
+    device = "CPU"
+    for backbone in arguments.backbones:
+        for precision in arguments.precision:
+            for num_teachers in arguments.teachers:
+                steps.append(measured_steps(backbone, precision, num_teachers, arguments))
+                settings = {key: str(value) for key, value in vars(arguments).items()}
+                results = {**machine_and_versions(PACKAGES), "settings": settings, "steps": steps, "forms": forms}
+                write_json(arguments.out, results)  # after each, for a run may be cut off
+        forms += measured_forms(backbone, arguments)
+    results["forms"] = forms
+    write_json(arguments.out, results)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    print_table([step_row(case) for case in steps], f"milliseconds of a step on {device}, {arguments.rounds} rounds")
+    print(f"goals: ours / (student + teachers) at most {GOAL_OF_PARTS}; ours / naive at most {GOAL_OF_NAIVE} with four")
+    print_table([form_row(case) for case in forms], f"one teacher's forms on {device}")
+
+
+def measured_steps(backbone: str, precision: str, num_teachers: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Medians and rounds of milliseconds per step, by contestant."""
+    images, labels = batch_of(backbone, arguments)
+    naive = learner_of(config_of(backbone, "no", num_teachers, is_naive=True), num_teachers)
+    ours = learner_of(config_of(backbone, precision, num_teachers, is_naive=False), num_teachers)
+    device = ours.accelerator.device
+    plain, fast = (
+        (images.to(device).contiguous(memory_format=learner.layout), labels.to(device)) for learner in (naive, ours)
+    )
+    contestants: dict[str, Callable[[], Any]] = {
+        "naive": lambda: naive.learn(*plain),
+        "ours": lambda: ours.learn(*fast),
+    }
+    if num_teachers:
+        assert ours.teachers
+        naive_teachers = replace(ours, teachers=naive.teachers)
+        alone = replace(ours, teachers=Given(ours.teachers.begin(fast[0])()))
+        contestants |= {
+            "naive teachers": lambda: naive_teachers.learn(*fast),
+            "student": lambda: alone.learn(*fast),
+            "teachers": lambda: ours.teachers.begin(fast[0])(),  # type: ignore[union-attr]
+        }
+    rounds = measured_rounds(contestants, device, arguments)
+    ours.free()
+    release_memory()
+    median = {name: statistics.median(values) for name, values in rounds.items()}
+    facts = {"backbone": backbone, "precision": precision, "num_teachers": num_teachers, "batch_size": len(labels)}
+    return facts | {"median": median, "rounds": rounds}
+
+
+def measured_rounds(
+    contestants: Mapping[str, Callable[[], Any]], device: torch.device, arguments: argparse.Namespace
+) -> dict[str, list[float]]:
+    """Milliseconds of each contestant in each round, after one to warm up and to compile."""
+    rounds: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(arguments.rounds + 1):
+        for name, contestant in contestants.items():
+            milliseconds = measured(contestant, device, arguments.seconds)
+            if number:
+                rounds[name].append(milliseconds)
+    return rounds
+
+
+def measured(work: Callable[[], Any], device: torch.device, seconds: float) -> float:
+    """Milliseconds of one call, of those that fit into some seconds after another one; at least three."""
+    work()
+    wait(device)
+    num_calls, began = 0, time.perf_counter()
+    while num_calls < 3 or time.perf_counter() - began < seconds:
+        for _ in range(3):  # a GPU is not waited for after each
+            work()
+        wait(device)
+        num_calls += 3
+    return 1000 * (time.perf_counter() - began) / num_calls
+
+
+def wait(device: torch.device) -> None:
+    """Returns when the device has done all its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def learner_of(config: Config, num_teachers: int) -> Learner:
+    """What the engine makes of the last stage of a config, with weights that have learned nothing."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = make_accelerator(config)
+    job = Job(
+        name="model",
+        stage="two" if num_teachers else "one",
+        seed=0,
+        sampling="instance",
+        augmentation=Augmentation(),
+        num_steps=LONG_RUN,
+        num_teachers=num_teachers,
+        folder=Path(),
+        identity={},
+    )
+    teachers = [build_model(config.model.backbone, NUM_CLASSES) for _ in range(num_teachers)]
+    learner = make_learner(join_stage(job, config, teachers), config, accelerator)
+    if config.runtime.compile is False and num_teachers:  # the naive form
+        learner = replace(learner, teachers=Beside(Teachers(teachers).to(accelerator.device), accelerator.device))
+    return learner
+
+
+def config_of(backbone: str, precision: str, num_teachers: int, *, is_naive: bool) -> Config:
+    """The project's defaults, or settings that undo them."""
+    runtime = {"compile": False, "channels_last": False} if is_naive else {}
+    return Config.model_validate(
+        {
+            "output": "",  # nothing is written
+            "mixed_precision": precision,
+            "data": {"shards": "", "num_classes": NUM_CLASSES},
+            "model": {"backbone": backbone},
+            "optimization": {"steps": LONG_RUN},
+            "stage_one": {"teachers": [{"seed": seed} for seed in range(max(1, num_teachers))]},
+            "runtime": runtime,
+        }
+    )
+
+
+def batch_of(backbone: str, arguments: argparse.Namespace) -> tuple[Tensor, Tensor]:
+    """Pictures and labels without meaning, of the usual size."""
+    side = 32 if backbone in SMALL else 224
+    size = arguments.batch_size or (128 if side == 32 or torch.cuda.is_available() else 16)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(size, 3, side, side, generator=generator)
+    return images, torch.randint(NUM_CLASSES, (size,), generator=generator)
+
+
+def measured_forms(backbone: str, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Time and distance of a teacher's forms."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    device = Accelerator(cpu=not torch.cuda.is_available()).device
+    model, images = teacher_and_pictures(backbone, arguments)
+    plain = Teachers([model.to(device)])
+    images = images.to(device)
+    candidates = {"plain float32": Beside(plain, device)}
+    for precision in ("no", "bf16", "fp16"):
+        dtype = inference_dtype(precision, device)
+        for is_compiled in (False, True) if precision == "no" or dtype != torch.float32 else ():
+            name = f"folded, {str(dtype).removeprefix('torch.')}{', compiled' if is_compiled else ''}"
+            candidates[name] = Beside(teachers_in_best_form(plain, dtype, is_compiled), device)
+    expected = candidates["plain float32"].begin(images)().double()
+    distances = {
+        name: float((1 - (form.begin(images)().double() * expected).sum(dim=1)).abs().max())
+        for name, form in candidates.items()
+    }
+
+    def call(form: Beside) -> Callable[[], Tensor]:
+        return lambda: form.begin(images)()
+
+    rounds = measured_rounds({name: call(form) for name, form in candidates.items()}, device, arguments)
+    for name, distance in distances.items():
+        median = statistics.median(rounds[name])
+        facts = {"backbone": backbone, "form": name, "batch_size": len(images)}
+        yield facts | {"milliseconds": median, "rounds": rounds[name], "distance": distance}
+
+
+def teacher_and_pictures(backbone: str, arguments: argparse.Namespace) -> tuple[CosineModel, Tensor]:
+    """A finished run's teacher with test pictures, or one whose batch-norms know the pictures that it gets."""
+    if arguments.trained:
+        config = read_config(arguments.trained / CONFIG_NAME)
+        if config.model.backbone == backbone:
+            shards = arguments.shards or config.data.shards
+            loader = Loader(
+                shards,
+                split="test",
+                sampling="sequential",
+                batch_size=128,
+                image_size=config.data.image_size,
+                augmentation=config.data.augmentation.for_test(),
+                device="cpu",
+            )
+            with loader:
+                images = loader.batch(0).images
+            model = load_model(arguments.trained / "teacher-1", backbone, config.data.num_classes)
+            return model.eval(), images
+    images, _ = batch_of(backbone, arguments)
+    model = build_model(backbone, NUM_CLASSES).train()
+    with torch.no_grad():
+        for _ in range(20):  # a running mean takes a few
+            model(images)
+    return model.eval(), images
+
+
+def step_row(case: dict[str, Any]) -> dict[str, Any]:
+    """A case as a person reads it: medians, with the spread of the rounds."""
+
+    def shown(name: str) -> str:
+        if name not in case["rounds"]:
+            return ""
+        values = case["rounds"][name]
+        return f"{statistics.median(values):.4g} ({min(values):.4g} to {max(values):.4g})"
+
+    median = case["median"]
+    parts = median.get("student", 0) + median.get("teachers", 0)
+    number = case["num_teachers"]
+    return {
+        "case": f"{case['backbone']}, {case['precision']}, {f'{number} teachers' if number else 'stage one'}",
+        "batch": case["batch_size"],
+        **{name: shown(name) for name in ("naive", "naive teachers", "ours", "student", "teachers")},
+        "ours / parts": f"{median['ours'] / parts:.2f}" if parts else "",
+        "ours / naive": f"{median['ours'] / median['naive']:.2f}",
+        "ours / naive teachers": f"{median['ours'] / median['naive teachers']:.2f}" if parts else "",
+    }
+
+
+def form_row(case: dict[str, Any]) -> dict[str, Any]:
+    """A teacher's form as a person reads it."""
+    return {
+        "form": f"{case['backbone']}, {case['form']}",
+        "batch": case["batch_size"],
+        "ms": f"{case['milliseconds']:.4g} ({min(case['rounds']):.4g} to {max(case['rounds']):.4g})",
+        "1 - cosine to the plain form, at most": f"{case['distance']:.1e}",
+    }
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line.
+
+    Raises:
+        InputError: an argument is impossible.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbones", default="resnet32,resnet50", metavar="NAMES")
+    parser.add_argument("--teachers", default="0,1,2,4", metavar="COUNTS", help="0: stage one")
+    parser.add_argument("--precision", default="no,bf16", metavar="NAMES", help="of ours: no, bf16, fp16")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="default: 128, or 16 of 224 pixels on the CPU")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="after one to warm up")
+    parser.add_argument("--seconds", type=float, default=1.0, metavar="S", help="of a contestant's turn")
+    parser.add_argument("--trained", type=Path, metavar="DIR", help="a finished run, for the forms of its teacher-1")
+    parser.add_argument("--shards", type=Path, metavar="DIR", help="if they are not where that run's config says")
+    parser.add_argument("--out", type=Path, metavar="FILE.json")
+    arguments = parser.parse_args()
+    arguments.backbones, arguments.precision = arguments.backbones.split(","), arguments.precision.split(",")
+    if unknown := set(arguments.backbones) - BACKBONES.keys():
+        raise InputError(f"--backbones {', '.join(sorted(unknown))}: must be among {', '.join(BACKBONES)}")
+    if unknown := set(arguments.precision) - {"no", "bf16", "fp16"}:
+        raise InputError(f"--precision {', '.join(sorted(unknown))}: must be among no, bf16, fp16")
+    try:
+        arguments.teachers = [int(word) for word in arguments.teachers.split(",")]
+    except ValueError as error:
+        raise InputError(f"--teachers {arguments.teachers}: must be numbers such as 0,1,4") from error
+    if min(arguments.teachers) < 0 or arguments.rounds < 1 or (arguments.batch_size or 1) < 1:
+        raise InputError("--teachers must be 0 or more, --rounds and --batch-size 1 or more")
+    return arguments
+
+
+if __name__ == "__main__":
+    run_command(main)
