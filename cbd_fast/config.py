@@ -2,20 +2,21 @@
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from cbd_fast.describe import describe_settings, flattened
 from cbd_fast.errors import InputError
 from cbd_fast.loading.augment import Augmentation
 from cbd_fast.loading.hashing import hash64
 
 Sampling = Literal["instance", "class_balanced", "square_root", "progressive"]
 # what does not change which student comes out, and so may differ when a run goes on
-NOT_PART_OF_A_RUN = ("output", "stages", "select", "runtime")  # `select` is part of it as it turns out
+NOT_PART_OF_A_RUN = ("output", "stages", "select", "trackers", "runtime")  # `select` is part of it as it turns out
 
 
 class Settings(BaseModel):
@@ -162,6 +163,11 @@ def _word(value: Any) -> Any:
     return "no" if value is False else value
 
 
+def _list(value: Any) -> Any:
+    """A single word is meant as a list of it."""
+    return [value] if isinstance(value, str) else value
+
+
 class Config(Settings):
     """Everything that a run depends on."""
 
@@ -175,6 +181,9 @@ class Config(Settings):
         "auto",
         description="the weights that are reported: the last, or the best by per-class mean on the validation split; "
         "auto: the best if the shards have one",
+    )
+    trackers: Annotated[tuple[str, ...], BeforeValidator(_list)] = Field(
+        (), strict=False, description="where the numbers of the log go besides, such as [tensorboard] or [wandb]"
     )
     data: Data
     model: Model = Model()
@@ -260,27 +269,14 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise InputError(f"{path}: " + "; ".join(messages)) from error
 
 
-def describe_settings() -> Iterator[tuple[str, str, str, str]]:
-    """Name, type, default and meaning of every setting."""
-    yield from _described(Config, "")
-
-
-def flattened(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings as pairs of dotted name and value."""
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            yield from flattened(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
-
-
 class _SafeLoader(yaml.SafeLoader):
-    """Safe YAML in which 1e-4 is a number, as everybody expects (YAML 1.1 wants 1.0e-4)."""
+    """Safe YAML in which 1e-4 is a number and none is nothing, as everybody expects (YAML wants 1.0e-4 and null)."""
 
 
 _SafeLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
 )
+_SafeLoader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(none|None)$"), ["n", "N"])
 
 
 def _apply(settings: dict[str, Any], override: str) -> None:
@@ -302,28 +298,18 @@ def _message(details: Any) -> str:
     """One of pydantic's errors in our words: the setting's name, what is wrong, and the value."""
     name = ".".join(str(part) for part in details["loc"])
     if details["type"] == "extra_forbidden":
-        known = [known for known, *_ in describe_settings()]
+        known = [setting.name for setting in describe_settings(Config)]
         close = difflib.get_close_matches(name, known, n=1)
         return f"{name}: no such setting" + (f"; did you mean {close[0]}?" if close else "")
     if details["type"] == "missing":
         return f"{name}: must be set"
     rule = details["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    rule = rule.replace("valid tuple", "list")
     return (
         f"{name}: {rule}, not {details['input']!r}"
         if name and details["type"] != "value_error"
         else f"{name}: {rule}".removeprefix(": ")
     )
-
-
-def _described(settings: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str, str]]:
-    for name, info in settings.model_fields.items():
-        kind = info.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from _described(kind, f"{prefix}{name}.")
-            continue
-        type_name = kind.__name__ if isinstance(kind, type) else re.sub(r"typing\.|cbd_fast\.config\.", "", str(kind))
-        default = "(must be set)" if info.is_required() else str(info.default)
-        yield prefix + name, type_name, default, info.description or ""
 
 
 def _seed(*keys: int) -> int:

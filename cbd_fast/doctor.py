@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -249,12 +250,10 @@ def stages_of(config: Config, shards: ShardSet) -> dict[str, Job]:
 def training_rates(jobs: Mapping[str, Job], config: Config, seconds: float) -> Iterator[tuple[str, float]]:
     """Pictures per second that each stage of a run takes when it waits for nothing."""
     accelerator = make_accelerator(config)
-    part = config.optimization.global_batch // config.optimization.accumulation
     with make_loader(config, accelerator, split="train", sampling="class_balanced") as loader:
         batch = loader.batch(0)
-        images, labels = batch.images[:part], batch.labels[:part]
     for stage, job in jobs.items():
-        yield stage, training_rate(rehearsed_learner(job, config, accelerator), images, labels, seconds)
+        yield stage, training_rate(rehearsed_learner(job, config, accelerator), repeat(batch), seconds)
         accelerator.free_memory()
 
 

@@ -1,10 +1,11 @@
 """Trains teachers and a class-balanced student.
 
-accelerate launch -m cbd_fast.train --config configs/digits_lt.yaml [key=value ...]
+accelerate launch -m cbd_fast.train --config configs/digits_lt.yaml [name=value ...]
 """
 
 import argparse
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,11 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from rich.table import Table
 
-from cbd_fast.config import Config, describe_settings, read_config
+from cbd_fast.config import Config, read_config
 from cbd_fast.console import make_console
-from cbd_fast.dashboard import Dashboard, PlannedModel, comparison, duration, make_dashboard
+from cbd_fast.dashboard import Dashboard, PlannedModel, Silent, comparison, duration, make_dashboard
+from cbd_fast.describe import settings_text
+from cbd_fast.dry_run import Unwritten, rehearse
 from cbd_fast.errors import InputError, run_command
 from cbd_fast.files import PARTIAL_SUFFIX
 from cbd_fast.loading.loader import Loader
@@ -29,20 +31,36 @@ from cbd_fast.training.engine import Surroundings, make_loader, train
 from cbd_fast.training.records import CONFIG_NAME, SUMMARY_NAME, Records
 from cbd_fast.training.selection import selection_interval
 from cbd_fast.training.stages import Job, build_stage, finished_results, plan_jobs, wanted_jobs
+from cbd_fast.training.trackers import check_trackers, start_trackers, tracking_options
+
+MAX_HELP_WIDTH = 100  # longer lines are hard to read
 
 
 def main() -> None:
     """Checks everything, trains what is not finished, and reports."""
-    config = read_config(*parse_arguments())
+    arguments = parse_arguments()
+    config = read_config(arguments.config, arguments.overrides)
+    check_trackers(config.trackers)
+    if arguments.print_config:
+        print_config(config)
+        return
     check_output(Path(config.output))
     shards = open_shards(config)
     jobs = plan_jobs(config, shards)
     wanted = wanted_jobs(jobs, config.stages)
     accelerator = make_accelerator(config)
+    if arguments.dry_run:
+        unwritten = Unwritten()
+        with open_surroundings(config, shards, accelerator, unwritten, Silent()) as around:
+            rehearse(wanted, around, unwritten.bad_pictures, describe_run(config, shards, accelerator))
+        accelerator.end_training()
+        return
     records = Records(Path(config.output), is_main=accelerator.is_main_process, rank=accelerator.process_index)
     dashboard = make_dashboard(accelerator.is_main_process)
     with open_surroundings(config, shards, accelerator, records, dashboard) as around:
         records.start(config)
+        if config.trackers and accelerator.is_main_process:
+            records.tell_also(start_trackers(config, accelerator, jobs))
         accelerator.wait_for_everyone()  # the folder is there for the records of all processes
         dashboard.start(describe_run(config, shards, accelerator), [planned(job) for job in wanted])
         try:
@@ -93,30 +111,35 @@ def run(jobs: list[Job], around: Surroundings) -> None:
         train(build_stage(job, around.config), around)
 
 
-def parse_arguments() -> tuple[Path, list[str]]:
-    """The config file and the overrides."""
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    width = min(shutil.get_terminal_size().columns, MAX_HELP_WIDTH)
     parser = argparse.ArgumentParser(
-        prog="cbd_fast.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="cbd_fast.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=settings_text(Config, width),
     )
     parser.add_argument("--config", type=Path, metavar="FILE", required=True, help="settings of the run, in YAML")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
-    parser.add_argument("--list-settings", action=ListSettings, help="print every setting and exit")
-    arguments = parser.parse_args()
-    return arguments.config, arguments.overrides
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--print-config", action="store_true", help="print all settings, as YAML that can be run again, and exit"
+    )
+    instead.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check all that a run needs, time a few steps, print the plan and exit; nothing is written",
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="name=value", help="settings that replace the file's; all are below"
+    )
+    return parser.parse_intermixed_args()  # settings may stand before, between and behind options
 
 
-class ListSettings(argparse.Action):
-    """Prints name, type, default and meaning of every setting."""
-
-    def __init__(self, option_strings: list[str], dest: str, **rest: Any) -> None:
-        super().__init__(option_strings, dest, nargs=0, **rest)
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        table = Table("setting", "type", "default", "meaning", show_lines=False)
-        for row in describe_settings():
-            table.add_row(*row)
-        make_console().print(table, markup=False)
-        parser.exit()
+def print_config(config: Config) -> None:
+    """Prints all settings, once, however many processes there are."""
+    if os.environ.get("RANK", "0") == "0":
+        sys.stdout.write(config.to_yaml())
 
 
 def check_output(folder: Path) -> None:
@@ -167,6 +190,7 @@ def make_accelerator(config: Config) -> Accelerator:
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.optimization.accumulation,
         cpu=not torch.cuda.is_available(),
+        **tracking_options(config),
     )
     if accelerator.device.type == "cpu":
         # the launcher has set one thread, whatever the machine has

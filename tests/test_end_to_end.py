@@ -14,7 +14,11 @@ import pytest
 import yaml
 
 from cbd_fast import Loader
+from cbd_fast.config import read_config
 from cbd_fast.sharding.shard_set import ShardSet
+from cbd_fast.training.trackers import tracked_values
+
+from .test_trackers import scalars
 
 pytestmark = pytest.mark.end_to_end
 
@@ -121,10 +125,11 @@ def test_one_stage_after_the_other(config, tmp_path):
     assert done.returncode == 2
     assert "holds no finished teacher" in done.stderr
     assert not run.exists()
-    assert train(config, "stages=one").returncode == 0
+    assert train(config, "stages=one", "trackers=[tensorboard]").returncode == 0
     assert json.loads((run / "summary.json").read_text())["student"] is None
-    done = train(config, "stages=two")
+    done = train(config, "stages=two", "trackers=[tensorboard]")
     assert done.returncode == 0
+    check_trackers_have_all_that_was_logged(run)
     assert "teacher-1 is finished already" in done.stdout
     assert json.loads((run / "summary.json").read_text())["student"]["top1"] > 0
     assert "\x1b" not in done.stdout
@@ -133,6 +138,17 @@ def test_one_stage_after_the_other(config, tmp_path):
     before = (run / "summary.json").read_text()
     assert train(config, "stages=one").returncode == 0
     assert (run / "summary.json").read_text() == before
+
+
+def check_trackers_have_all_that_was_logged(run):
+    found = scalars(run / "trackers" / "cbd_fast")
+    logged = read_lines(run / "metrics.jsonl")
+    assert len(logged) == 3 * (3 + 1)
+    for record in logged:
+        for name, value in tracked_values(record):
+            assert (record["step"], pytest.approx(value, rel=1e-6)) in found[name]
+    assert {"teacher-2/loss", "student/distillation_loss", "student/test/top1"} <= found.keys()
+    assert [step for step, _ in found["student/loss"]] == [4, 8, 12]
 
 
 def test_bf16_under_the_launcher(config):
@@ -149,16 +165,20 @@ def test_bf16_under_the_launcher(config):
         (["output=" + 300 * "x"], "cannot be used"),
         (["optimization.accumulation=16"], "fewer than 2 pictures, too few for batch-norm"),
         (["optimization.epoch=3"], r"optimization\.epoch: no such setting"),
+        (["trackers=[tensorbord]"], "no tracker is called 'tensorbord'; known are .*tensorboard, "),
         (["model.backbone=alexnet"], r"model\.backbone: must be 'resnet18'"),
     ],
 )
 def test_bad_configs_end_with_2_and_write_nothing(config, tmp_path, overrides, message):
-    done = train(config, *overrides)
+    check_refusal(train(config, *overrides), message)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml"]
+
+
+def check_refusal(done, message):
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: ")
     assert re.search(message, done.stderr)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml"]
 
 
 def test_an_output_that_is_no_run_is_refused(config, tmp_path):
@@ -232,7 +252,36 @@ if {joins}:
         assert [first + second for first, second in zip(*parts, strict=True)] == [b.ids.tolist() for b in loader]
 
 
-def test_settings_are_listed():
-    done = train("none", "--list-settings")
-    assert done.returncode == 0
-    assert "stage_two.alpha" in done.stdout
+def test_help_lists_every_setting_at_the_width_of_the_screen(config):
+    for columns in (80, 60):
+        done = train(config, "--help", env=os.environ | {"COLUMNS": str(columns)})
+        assert done.returncode == 0
+        assert "--dry-run" in done.stdout
+        assert "  stage_two.alpha: number (default 0.4)\n      weight of distillation" in done.stdout
+        assert max(map(len, done.stdout.split("\nsettings: ")[1].splitlines())) <= columns
+
+
+def test_printed_settings_can_be_run_again(config, tmp_path):
+    done = train(config, "seed=3", "--print-config", "stages=one")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml"]
+    again = tmp_path / "again.yaml"
+    again.write_text(done.stdout)
+    assert read_config(again) == read_config(config, ["seed=3", "stages=one"])
+
+
+def test_a_dry_run_in_two_processes_says_it_all_once_and_writes_nothing(config, tmp_path):
+    done = train(config, "--dry-run", launcher=LAUNCH_TWO, env=ON_CPU)
+    assert done.returncode == 0, done.stderr
+    for part in ("2 x CPU", "│ teacher-1 │   one │", "│ student   │   two │", "memory: ", "disk: "):
+        assert done.stdout.count(part) == 1, part
+    assert "\x1b" not in done.stdout
+    assert max(map(len, done.stdout[done.stdout.index("┏") : done.stdout.index("time: ")].splitlines())) <= 80
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml"]
+
+
+def test_a_dry_run_refuses_what_a_run_would(config, tmp_path):
+    check_refusal(train(config, "--dry-run", "output=README.md/run"), "output: README.md/run cannot be written")
+    check_refusal(train(config, "--dry-run", "stages=two"), "holds no finished teacher")
+    check_refusal(train(config, "--dry-run", "runtime.resident_on_gpu=yes", "runtime.resident=0.1"), "resident_on_gpu")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml"]

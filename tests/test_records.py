@@ -27,6 +27,15 @@ def test_other_processes_write_only_their_own_files(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["bad_pictures.rank-1.jsonl"]
 
 
+def test_followers_are_told_on_the_main_process(tmp_path):
+    told = []
+    for is_main in (False, True):
+        records = Records(tmp_path, is_main=is_main)
+        records.tell_also(told.append)
+        records.log({"model": "student", "step": 1 + is_main})
+    assert told == [{"model": "student", "step": 2}]
+
+
 def test_per_class(tmp_path):
     counts = {
         "teacher-1": np.array([[4, 2, 0], [1, 2, 0], [4, 2, 0]]),

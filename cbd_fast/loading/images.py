@@ -10,14 +10,13 @@ import numpy as np
 import torch
 
 from cbd_fast.console import bar_of
-from cbd_fast.errors import InputError
 from cbd_fast.loading.augment import Plan
 from cbd_fast.loading.decode_dali import DaliDecoder
 from cbd_fast.loading.decode_torch import Decoder, Source, TorchDecoder
 from cbd_fast.loading.finish import finish
 from cbd_fast.loading.machine import num_cores_of_all, thread_pool
 from cbd_fast.loading.memory import BatchMemory
-from cbd_fast.loading.resident import Resident
+from cbd_fast.loading.resident import Resident, require_possible
 from cbd_fast.loading.shared_block import Progress
 from cbd_fast.loading.stats import Recorder
 from cbd_fast.sharding.shard_set import ShardSet
@@ -95,13 +94,7 @@ class ImageMaker:
         Raises:
             InputError: no rows, less memory than they need, or nothing is decoded on a GPU.
         """
-        if on_gpu and not self.decodes_on_gpu:
-            raise InputError(
-                "resident_on_gpu: pictures are not decoded on a GPU here, so there they would be of no use; it needs a "
-                "GPU and decoder=dali"
-            )
-        if not len(rows):
-            raise InputError("resident: the limit has no room for a single picture; raise resident or resident_gb")
+        require_possible(rows, on_gpu=on_gpu, decodes_on_gpu=self.decodes_on_gpu)
         where = self._device if on_gpu else torch.device("cpu")
         with bar_of("resident pictures", on_filling) as on_progress:
             self._resident = self._filled(rows, where, on_progress)

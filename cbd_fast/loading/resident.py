@@ -76,6 +76,40 @@ def picture_bytes(rows: np.ndarray) -> np.ndarray:
     return rows["width"].astype(np.int64) * rows["height"] * 3
 
 
+def block_bytes(rows: np.ndarray) -> int:
+    """What keeping these pictures of the index takes: their pixels, and for each whether it is there."""
+    return int(_aligned(picture_bytes(rows)).sum()) + len(rows)
+
+
+def require_possible(rows: np.ndarray, *, on_gpu: bool, decodes_on_gpu: bool) -> None:
+    """Refuses pictures that cannot be kept.
+
+    Raises:
+        InputError: no rows, or they are to be kept on a GPU where nothing is decoded on one.
+    """
+    if on_gpu and not decodes_on_gpu:
+        raise InputError(
+            "resident_on_gpu: pictures are not decoded on a GPU here, so there they would be of no use; it needs a "
+            "GPU and decoder=dali"
+        )
+    if not len(rows):
+        raise InputError("resident: the limit has no room for a single picture; raise resident or resident_gb")
+
+
+def require_room(num_pictures: int, num_bytes: int, available: int, where: str) -> None:
+    """Refuses resident pictures for which there is no memory.
+
+    Raises:
+        InputError: ``num_bytes`` is more than ``available``.
+    """
+    if num_bytes > available:
+        raise InputError(
+            f"{num_pictures:,} resident pictures need {num_bytes / 1e9:,.3g} GB, but {where} has only "
+            f"{available / 1e9:,.3g} GB left; lower resident or resident_gb, or store smaller pictures "
+            "(make_shards.py --short-side)"
+        )
+
+
 class Resident:
     """Decoded pictures in one block of memory: of the machine, shared by its processes, or of this process's GPU.
 
@@ -118,7 +152,7 @@ class Resident:
         ends = np.cumsum(_aligned(picture_bytes(places)))
         self._offsets = np.concatenate([[0], ends])
         # behind the pictures one byte for each: whether it is there
-        self.num_bytes = int(ends[-1]) + len(rows)
+        self.num_bytes = block_bytes(places)
         self._shared: SharedBlock | None = None
         in_file_order = np.lexsort((places["offset"], places["shard"]))
         groups = np.array_split(in_file_order, -(-len(rows) // group_size))
@@ -126,7 +160,7 @@ class Resident:
         def fill(data: torch.Tensor, on_progress: Progress) -> None:
             """Decodes all pictures into the block."""
             if data.device.type == "cpu":
-                self._check_room(available_bytes(), "this machine")
+                require_room(len(rows), self.num_bytes, available_bytes(), "this machine")
             is_there = data[int(ends[-1]) :]
             is_there.zero_()
 
@@ -148,7 +182,7 @@ class Resident:
 
         if device.type == "cuda":
             torch.cuda.empty_cache()  # what PyTorch keeps for later would count as used
-            self._check_room(torch.cuda.mem_get_info(device)[0], "the GPU")
+            require_room(len(rows), self.num_bytes, torch.cuda.mem_get_info(device)[0], "the GPU")
             data = torch.empty(self.num_bytes, dtype=torch.uint8, device=device)
             fill(data, on_progress)
         else:
@@ -183,14 +217,6 @@ class Resident:
         height, width = self._shapes[slot].tolist()
         first = int(self._offsets[slot])
         return data[first : first + height * width * 3].view(height, width, 3)
-
-    def _check_room(self, available: int, where: str) -> None:
-        if self.num_bytes > available:
-            raise InputError(
-                f"{len(self):,} resident pictures need {self.num_bytes / 1e9:,.3g} GB, but {where} has only "
-                f"{available / 1e9:,.3g} GB left; lower resident or resident_gb, or store smaller pictures "
-                "(make_shards.py --short-side)"
-            )
 
 
 def _aligned(num_bytes: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ class Records:
     def __init__(self, folder: Path, *, is_main: bool, rank: int = 0) -> None:
         self.folder, self._is_main, self._rank = folder, is_main, rank
         self._bad_pictures: set[str] = set()
+        self._followers: list[Callable[[Mapping[str, Any]], None]] = []
 
     def start(self, config: Config) -> None:
         """Makes the folder and writes the resolved settings."""
@@ -42,11 +43,17 @@ class Records:
             lines = path.read_text().splitlines(keepends=True)
             write_whole(path, "".join(line for line in lines if not _is_after(line, model, step)))
 
+    def tell_also(self, follower: Callable[[Mapping[str, Any]], None]) -> None:
+        """Has every record that is logged from now on passed on to ``follower`` too."""
+        self._followers.append(follower)
+
     def log(self, record: Mapping[str, Any]) -> None:
         """Appends one object to metrics.jsonl."""
         if self._is_main:
             with open(self.folder / METRICS_NAME, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
+            for follower in self._followers:
+                follower(record)
 
     def bad_picture(self, name: str, reason: str) -> None:
         """Appends a picture that cannot be used to this process's list, once."""

@@ -1,0 +1,240 @@
+"""A run without learning: checks all that it needs, times a few true steps, and says what it would do and write."""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from rich.table import Table
+
+from cbd_fast.config import Config
+from cbd_fast.console import make_console
+from cbd_fast.dashboard import duration
+from cbd_fast.errors import InputError
+from cbd_fast.loading.machine import available_bytes
+from cbd_fast.training.checkpoint import MODEL_NAME, RESULT_NAME, load_checkpoint, load_weights, read_state
+from cbd_fast.training.engine import Surroundings
+from cbd_fast.training.models import build_model
+from cbd_fast.training.optim import make_optimizer
+from cbd_fast.training.records import CONFIG_NAME, METRICS_NAME, PER_CLASS_NAME, SUMMARY_NAME, Records
+from cbd_fast.training.stages import Job, join_stage
+from cbd_fast.training.trackers import FOLDER_NAME
+from cbd_fast.training.trial import Measured, measure
+
+MAX_CHECKPOINTS = 2  # of the model in training: the old one goes when the new one is whole
+
+
+class Unwritten(Records):
+    """Records of a run that writes nothing; only its bad pictures are remembered."""
+
+    def __init__(self) -> None:
+        super().__init__(Path(), is_main=False)
+        self.bad_pictures: dict[str, str] = {}
+
+    def bad_picture(self, name: str, reason: str) -> None:
+        self.bad_pictures[name] = reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A model and what is left to do of it.
+
+    Attributes:
+        job: the model.
+        num_done: steps that its checkpoint has done.
+        measured: how its kind goes here; None if it is finished.
+    """
+
+    job: Job
+    num_done: int
+    measured: Measured | None
+
+    def training_seconds(self, global_batch: int) -> float:
+        """Until its last step."""
+        if self.measured is None:
+            return 0.0
+        return (self.job.num_steps - self.num_done) * global_batch / self.measured.rate
+
+    def evaluation_seconds(self, num_pictures: int, every: int | None) -> float:
+        """Of its evaluations to come: one at the end, and with ``evaluate_every`` those before."""
+        if self.measured is None:
+            return 0.0
+        num_before = (self.job.num_steps - 1) // every - self.num_done // every if every else 0
+        return (1 + max(0, num_before)) * num_pictures / self.measured.evaluation_rate
+
+    def disk_bytes(self, checkpoint_every: int) -> tuple[int, int]:
+        """What stays of it on the disk, and what its checkpoints take besides while it is trained."""
+        if self.measured is None:
+            return 0, 0
+        num_checkpoints = min(MAX_CHECKPOINTS, (self.job.num_steps - 1) // checkpoint_every)
+        weights = self.measured.weight_bytes
+        return weights, num_checkpoints * (weights + self.measured.optimizer_bytes)
+
+
+def rehearse(jobs: Sequence[Job], around: Surroundings, bad_pictures: Mapping[str, str], title: str) -> None:
+    """Checks and measures what a run of these models needs, on all processes, and prints it on the main one.
+
+    Args:
+        jobs: in the order in which they are trained.
+        around: as for training, with records that write nothing.
+        bad_pictures: where ``around`` puts places and reasons of those that turn up.
+        title: the run in a line.
+
+    Raises:
+        InputError: the folder, a checkpoint, the memory or the disk is not fit for the run.
+        RunError: too many pictures cannot be decoded.
+    """
+    config, accelerator = around.config, around.accelerator
+    folder = Path(config.output)
+    check_writable(folder)
+    console = make_console() if accelerator.is_main_process else Console(quiet=True)
+    planned = measured_plan(jobs, around, console)
+    needed, free = disk_bytes(planned, config.runtime.checkpoint_every), disk_room(folder)
+    if needed > free:
+        raise InputError(
+            f"output: {folder} needs up to {gigabytes(needed)} for models and checkpoints, but only {gigabytes(free)} "
+            "are free there; choose another output or make room"
+        )
+    lines = [
+        *summary_lines(planned, config, len(around.test_loader.shards)),
+        memory_line(planned, accelerator),
+        f"disk: at most {gigabytes(needed)} of {gigabytes(free)} that are free",
+        *bad_picture_lines(bad_pictures),
+        *written_lines(planned, config),
+    ]
+    console.print(title, highlight=False, markup=False, soft_wrap=True)
+    console.print(table_of(planned, config, len(around.test_loader.shards)))
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def measured_plan(jobs: Sequence[Job], around: Surroundings, console: Console) -> list[Planned]:
+    """Reads what there is of each model, and measures one of each kind that is not finished."""
+    kinds: dict[tuple[str, int], Measured] = {}
+    planned = []
+    for job in jobs:
+        check_saved(job, around.config)
+        kind = (job.stage, job.num_teachers)
+        if not job.is_finished and kind not in kinds:
+            with console.status(f"timing a few steps of {job.name}"):
+                kinds[kind] = measure(job, around)
+        state, measured = read_state(job.folder), None if job.is_finished else kinds[kind]
+        planned.append(Planned(job=job, num_done=state["step"] if state else 0, measured=measured))
+    return planned
+
+
+def check_writable(folder: Path) -> None:
+    """Refuses a folder that cannot be written, or made."""
+    place = nearest(folder)
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(f"output: {folder} cannot be written ({place} is no folder that you can write in)")
+
+
+def check_saved(job: Job, config: Config) -> None:
+    """Reads a model's finished weights or its checkpoint, if there are any, as the run will.
+
+    Raises:
+        InputError: they are damaged.
+    """
+    if not (job.is_finished or read_state(job.folder)):
+        return
+    backbone, num_classes = config.model.backbone, config.data.num_classes
+    model = join_stage(job, config, [build_model(backbone, num_classes) for _ in range(job.num_teachers)]).model
+    if job.is_finished:
+        load_weights(job.folder / MODEL_NAME, model)
+    else:
+        load_checkpoint(job.folder, model, make_optimizer(model, config.optimization))
+
+
+def disk_bytes(planned: Sequence[Planned], checkpoint_every: int) -> int:
+    """The most that a run adds on the disk: what stays of all models, and the checkpoints of one."""
+    sizes = [model.disk_bytes(checkpoint_every) for model in planned]
+    return sum(stays for stays, _ in sizes) + max((besides for _, besides in sizes), default=0)
+
+
+def disk_room(folder: Path) -> int:
+    """Bytes that are free where a folder is, or will be."""
+    return shutil.disk_usage(nearest(folder)).free
+
+
+def nearest(folder: Path) -> Path:
+    """The folder itself, or the nearest above it that there is."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+
+
+def table_of(planned: Sequence[Planned], config: Config, evaluated: int) -> Table:
+    """A row for each model; ``evaluated`` is the number of pictures of an evaluation."""
+    table = Table()
+    table.add_column("model")
+    for name in ("stage", "steps", "done", "pictures/s", "time left", "peak memory"):
+        table.add_column(name, justify="right")
+    for model in planned:
+        job, measured = model.job, model.measured
+        seconds = model.training_seconds(config.optimization.global_batch)
+        seconds += model.evaluation_seconds(evaluated, config.runtime.evaluate_every)
+        done = "all" if measured is None else f"{model.num_done:,}"
+        numbers = (
+            ("-", "-", "-")
+            if measured is None
+            else (f"{measured.rate:,.0f}", duration(seconds), gigabytes(measured.peak_bytes))
+        )
+        table.add_row(job.name, job.stage, f"{job.num_steps:,}", done, *numbers)
+    return table
+
+
+def summary_lines(planned: Sequence[Planned], config: Config, evaluated: int) -> Iterator[str]:
+    """The whole run's time, and the resident pictures."""
+    training = sum(model.training_seconds(config.optimization.global_batch) for model in planned)
+    evaluation = sum(model.evaluation_seconds(evaluated, config.runtime.evaluate_every) for model in planned)
+    yield f"time: about {duration(training + evaluation)} in all, {duration(evaluation)} of it for evaluation"
+    kept = {model.job.stage: model.measured.kept for model in planned if model.measured and model.measured.kept}
+    for stage, pictures in kept.items():
+        yield (
+            f"resident in stage {stage}: {pictures.num_pictures:,} pictures, {gigabytes(pictures.num_bytes)} of "
+            f"{gigabytes(pictures.room_bytes)} that {pictures.where} has left"
+        )
+    if kept:
+        yield "the speed was measured without resident pictures, which can only make loading faster"
+
+
+def memory_line(planned: Sequence[Planned], accelerator: Accelerator) -> str:
+    """The most memory that a process takes, of what there is."""
+    peak = gigabytes(max((model.measured.peak_bytes for model in planned if model.measured), default=0))
+    if accelerator.device.type == "cuda":
+        total = torch.cuda.get_device_properties(accelerator.device).total_memory
+        return f"memory: at most {peak} of each GPU's {gigabytes(total)}"
+    return f"memory: at most {peak} for each process; this machine has {gigabytes(available_bytes())} left"
+
+
+def bad_picture_lines(bad_pictures: Mapping[str, str]) -> Iterator[str]:
+    """What turned up by the way; a run would pass over them."""
+    for place, reason in list(bad_pictures.items())[:1]:
+        yield f"bad pictures among the few that were read: {len(bad_pictures)}, such as {place} ({reason})"
+
+
+def written_lines(planned: Sequence[Planned], config: Config) -> Iterator[str]:
+    """What a run would write, and where."""
+    every, folder = config.runtime.checkpoint_every, Path(config.output)
+    yield f"a run would write into {folder}, and this one has written nothing:"
+    yield f"  {CONFIG_NAME}, {METRICS_NAME}, {SUMMARY_NAME}, {PER_CLASS_NAME}"
+    for model in planned:
+        job = model.job
+        what = f"{MODEL_NAME} and {RESULT_NAME} at the end"
+        if model.measured is None:
+            what = "finished, stays as it is"
+        elif job.num_steps > every:
+            what = f"a checkpoint every {every:,} steps, {what}"
+        if model.measured and model.num_done:
+            what = f"goes on after step {model.num_done:,}; {what}"
+        yield f"  {job.folder.name}/: {what}"
+    if config.trackers:
+        yield f"  {FOLDER_NAME}/: files of {', '.join(config.trackers)}"
+
+
+def gigabytes(num_bytes: int) -> str:
+    """In units of 10**9 bytes, three digits."""
+    return f"{num_bytes / 1e9:,.3g} GB"
