@@ -13,7 +13,6 @@ from rich.table import Table
 
 from cbd_fast.config import Config
 from cbd_fast.console import make_console
-from cbd_fast.dashboard import duration
 from cbd_fast.errors import InputError
 from cbd_fast.loading.machine import available_bytes
 from cbd_fast.training.checkpoint import MODEL_NAME, RESULT_NAME, load_checkpoint, load_weights, read_state
@@ -96,20 +95,21 @@ def rehearse(jobs: Sequence[Job], around: Surroundings, bad_pictures: Mapping[st
     needed, free = disk_bytes(planned, config.runtime.checkpoint_every), disk_room(folder)
     if needed > free:
         raise InputError(
-            f"output: {folder} needs up to {gigabytes(needed)} for models and checkpoints, but only {gigabytes(free)} "
+            f"output: {folder} needs up to {size(needed)} for models and checkpoints, but only {size(free)} "
             "are free there; choose another output or make room"
         )
     lines = [
         *summary_lines(planned, config, len(around.test_loader.shards)),
         memory_line(planned, accelerator),
-        f"disk: at most {gigabytes(needed)} of {gigabytes(free)} that are free",
+        f"disk: at most {size(needed)} of {size(free)} that are free",
         *bad_picture_lines(bad_pictures),
         *written_lines(planned, config),
     ]
-    console.print(title, highlight=False, markup=False, soft_wrap=True)
+    in_pipe = not console.is_terminal  # where lines stay whole
+    console.print(title, highlight=False, markup=False, soft_wrap=in_pipe)
     console.print(table_of(planned, config, len(around.test_loader.shards)))
     for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, highlight=False, markup=False, soft_wrap=in_pipe)
 
 
 def measured_plan(jobs: Sequence[Job], around: Surroundings, console: Console) -> list[Planned]:
@@ -170,8 +170,8 @@ def table_of(planned: Sequence[Planned], config: Config, evaluated: int) -> Tabl
     """A row for each model; ``evaluated`` is the number of pictures of an evaluation."""
     table = Table()
     table.add_column("model")
-    for name in ("stage", "steps", "done", "pictures/s", "time left", "peak memory"):
-        table.add_column(name, justify="right")
+    for name in ("stage", "steps", "done", "pictures/s", "time left", "memory"):
+        table.add_column(name, justify="right", no_wrap=True)
     for model in planned:
         job, measured = model.job, model.measured
         seconds = model.training_seconds(config.optimization.global_batch)
@@ -180,7 +180,7 @@ def table_of(planned: Sequence[Planned], config: Config, evaluated: int) -> Tabl
         numbers = (
             ("-", "-", "-")
             if measured is None
-            else (f"{measured.rate:,.0f}", duration(seconds), gigabytes(measured.peak_bytes))
+            else (f"{measured.rate:,.0f}", roughly(seconds), size(measured.peak_bytes))
         )
         table.add_row(job.name, job.stage, f"{job.num_steps:,}", done, *numbers)
     return table
@@ -190,12 +190,12 @@ def summary_lines(planned: Sequence[Planned], config: Config, evaluated: int) ->
     """The whole run's time, and the resident pictures."""
     training = sum(model.training_seconds(config.optimization.global_batch) for model in planned)
     evaluation = sum(model.evaluation_seconds(evaluated, config.runtime.evaluate_every) for model in planned)
-    yield f"time: about {duration(training + evaluation)} in all, {duration(evaluation)} of it for evaluation"
+    yield f"time: about {roughly(training + evaluation)} in all, {roughly(evaluation)} of it for evaluation"
     kept = {model.job.stage: model.measured.kept for model in planned if model.measured and model.measured.kept}
     for stage, pictures in kept.items():
         yield (
-            f"resident in stage {stage}: {pictures.num_pictures:,} pictures, {gigabytes(pictures.num_bytes)} of "
-            f"{gigabytes(pictures.room_bytes)} that {pictures.where} has left"
+            f"resident in stage {stage}: {pictures.num_pictures:,} pictures, {size(pictures.num_bytes)} of "
+            f"{size(pictures.room_bytes)} that {pictures.where} has left"
         )
     if kept:
         yield "the speed was measured without resident pictures, which can only make loading faster"
@@ -203,11 +203,11 @@ def summary_lines(planned: Sequence[Planned], config: Config, evaluated: int) ->
 
 def memory_line(planned: Sequence[Planned], accelerator: Accelerator) -> str:
     """The most memory that a process takes, of what there is."""
-    peak = gigabytes(max((model.measured.peak_bytes for model in planned if model.measured), default=0))
+    peak = size(max((model.measured.peak_bytes for model in planned if model.measured), default=0))
     if accelerator.device.type == "cuda":
         total = torch.cuda.get_device_properties(accelerator.device).total_memory
-        return f"memory: at most {peak} of each GPU's {gigabytes(total)}"
-    return f"memory: at most {peak} for each process; this machine has {gigabytes(available_bytes())} left"
+        return f"memory: at most {peak} of each GPU's {size(total)}"
+    return f"memory: at most {peak} for each process; this machine has {size(available_bytes())} left"
 
 
 def bad_picture_lines(bad_pictures: Mapping[str, str]) -> Iterator[str]:
@@ -221,20 +221,28 @@ def written_lines(planned: Sequence[Planned], config: Config) -> Iterator[str]:
     every, folder = config.runtime.checkpoint_every, Path(config.output)
     yield f"a run would write into {folder}, and this one has written nothing:"
     yield f"  {CONFIG_NAME}, {METRICS_NAME}, {SUMMARY_NAME}, {PER_CLASS_NAME}"
+    trained = [model for model in planned if model.measured]
+    if trained:
+        names = ", ".join(f"{model.job.folder.name}/" for model in trained)
+        until_then = f"; until then a checkpoint every {every:,} steps" if trained[0].job.num_steps > every else ""
+        yield f"  {names}: {MODEL_NAME} and {RESULT_NAME}{until_then}"
     for model in planned:
-        job = model.job
-        what = f"{MODEL_NAME} and {RESULT_NAME} at the end"
         if model.measured is None:
-            what = "finished, stays as it is"
-        elif job.num_steps > every:
-            what = f"a checkpoint every {every:,} steps, {what}"
-        if model.measured and model.num_done:
-            what = f"goes on after step {model.num_done:,}; {what}"
-        yield f"  {job.folder.name}/: {what}"
+            yield f"  {model.job.folder.name}/ is finished and stays as it is"
+        elif model.num_done:
+            yield f"  {model.job.folder.name}/ goes on after step {model.num_done:,}"
     if config.trackers:
         yield f"  {FOLDER_NAME}/: files of {', '.join(config.trackers)}"
 
 
-def gigabytes(num_bytes: int) -> str:
-    """In units of 10**9 bytes, three digits."""
-    return f"{num_bytes / 1e9:,.3g} GB"
+def size(num_bytes: int) -> str:
+    """In units of 10**6 or 10**9 bytes, three digits."""
+    return f"{num_bytes / 1e9:,.3g} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.3g} MB"
+
+
+def roughly(seconds: float) -> str:
+    """The two largest units of a time; an estimate has no more to say."""
+    for unit, length, smaller, smaller_length in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if seconds >= length:
+            return f"{seconds // length:.0f} {unit} {seconds % length // smaller_length:.0f} {smaller}"
+    return f"{seconds:.0f} s"

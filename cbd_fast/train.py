@@ -1,6 +1,6 @@
 """Trains teachers and a class-balanced student.
 
-accelerate launch -m cbd_fast.train --config configs/digits_lt.yaml [name=value ...]
+accelerate launch -m cbd_fast.train --config FILE [key=value ...]
 """
 
 import argparse
@@ -131,7 +131,7 @@ def parse_arguments() -> argparse.Namespace:
         help="check all that a run needs, time a few steps, print the plan and exit; nothing is written",
     )
     parser.add_argument(
-        "overrides", nargs="*", metavar="name=value", help="settings that replace the file's; all are below"
+        "overrides", nargs="*", metavar="key=value", help="settings that replace the file's; all are below"
     )
     return parser.parse_intermixed_args()  # settings may stand before, between and behind options
 
@@ -209,9 +209,10 @@ def planned(job: Job) -> PlannedModel:
 def describe_run(config: Config, shards: ShardSet, accelerator: Accelerator) -> str:
     """The run in one line."""
     device = torch.cuda.get_device_name() if accelerator.device.type == "cuda" else "CPU"
+    precision = "float32" if config.mixed_precision == "no" else config.mixed_precision
     return (
         f"{config.output}: {config.model.backbone} on {config.data.shards} ({len(shards):,} pictures, "
-        f"{shards.num_classes:,} classes), {accelerator.num_processes} x {device}, {config.mixed_precision}"
+        f"{shards.num_classes:,} classes), {accelerator.num_processes} x {device}, {precision}"
     )
 
 
