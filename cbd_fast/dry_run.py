@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -38,6 +39,20 @@ class Unwritten(Records):
         self.bad_pictures[name] = reason
 
 
+class Evaluations(NamedTuple):
+    """What is evaluated of each model.
+
+    Attributes:
+        num_test: pictures of the test split, at the end.
+        every: steps between two evaluations before; None without any.
+        num_val: pictures of the validation split where it selects, on which all others are; otherwise 0.
+    """
+
+    num_test: int
+    every: int | None = None
+    num_val: int = 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Planned:
     """A model and what is left to do of it.
@@ -58,12 +73,13 @@ class Planned:
             return 0.0
         return (self.job.num_steps - self.num_done) * global_batch / self.measured.rate
 
-    def evaluation_seconds(self, num_pictures: int, every: int | None) -> float:
-        """Of its evaluations to come: one at the end, and with ``evaluate_every`` those before."""
+    def evaluation_seconds(self, evaluations: Evaluations) -> float:
+        """Of its evaluations to come."""
         if self.measured is None:
             return 0.0
-        num_before = (self.job.num_steps - 1) // every - self.num_done // every if every else 0
-        return (1 + max(0, num_before)) * num_pictures / self.measured.evaluation_rate
+        num_test, every, num_val = evaluations
+        num_before = max(0, (self.job.num_steps - 1) // every - self.num_done // every) if every else 0
+        return (num_before * (num_val or num_test) + num_val + num_test) / self.measured.evaluation_rate
 
     def disk_bytes(self, checkpoint_every: int) -> tuple[int, int]:
         """What stays of it on the disk, and what its checkpoints take besides while it is trained."""
@@ -98,8 +114,13 @@ def rehearse(jobs: Sequence[Job], around: Surroundings, bad_pictures: Mapping[st
             f"output: {folder} needs up to {size(needed)} for models and checkpoints, but only {size(free)} "
             "are free there; choose another output or make room"
         )
+    evaluations = Evaluations(
+        num_test=len(around.test_loader.shards),
+        every=around.evaluate_every,
+        num_val=len(around.val_loader.shards) if around.val_loader else 0,
+    )
     lines = [
-        *summary_lines(planned, config, len(around.test_loader.shards)),
+        *summary_lines(planned, config, evaluations),
         memory_line(planned, accelerator),
         f"disk: at most {size(needed)} of {size(free)} that are free",
         *bad_picture_lines(bad_pictures),
@@ -107,7 +128,7 @@ def rehearse(jobs: Sequence[Job], around: Surroundings, bad_pictures: Mapping[st
     ]
     in_pipe = not console.is_terminal  # where lines stay whole
     console.print(title, highlight=False, markup=False, soft_wrap=in_pipe)
-    console.print(table_of(planned, config, len(around.test_loader.shards)))
+    console.print(table_of(planned, config, evaluations))
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=in_pipe)
 
@@ -166,8 +187,8 @@ def nearest(folder: Path) -> Path:
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
-def table_of(planned: Sequence[Planned], config: Config, evaluated: int) -> Table:
-    """A row for each model; ``evaluated`` is the number of pictures of an evaluation."""
+def table_of(planned: Sequence[Planned], config: Config, evaluations: Evaluations) -> Table:
+    """A row for each model."""
     table = Table()
     table.add_column("model")
     for name in ("stage", "steps", "done", "pictures/s", "time left", "memory"):
@@ -175,7 +196,7 @@ def table_of(planned: Sequence[Planned], config: Config, evaluated: int) -> Tabl
     for model in planned:
         job, measured = model.job, model.measured
         seconds = model.training_seconds(config.optimization.global_batch)
-        seconds += model.evaluation_seconds(evaluated, config.runtime.evaluate_every)
+        seconds += model.evaluation_seconds(evaluations)
         done = "all" if measured is None else f"{model.num_done:,}"
         numbers = (
             ("-", "-", "-")
@@ -186,10 +207,10 @@ def table_of(planned: Sequence[Planned], config: Config, evaluated: int) -> Tabl
     return table
 
 
-def summary_lines(planned: Sequence[Planned], config: Config, evaluated: int) -> Iterator[str]:
+def summary_lines(planned: Sequence[Planned], config: Config, evaluations: Evaluations) -> Iterator[str]:
     """The whole run's time, and the resident pictures."""
     training = sum(model.training_seconds(config.optimization.global_batch) for model in planned)
-    evaluation = sum(model.evaluation_seconds(evaluated, config.runtime.evaluate_every) for model in planned)
+    evaluation = sum(model.evaluation_seconds(evaluations) for model in planned)
     yield f"time: about {roughly(training + evaluation)} in all, {roughly(evaluation)} of it for evaluation"
     kept = {model.job.stage: model.measured.kept for model in planned if model.measured and model.measured.kept}
     for stage, pictures in kept.items():

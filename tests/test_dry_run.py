@@ -13,6 +13,7 @@ from cbd_fast import dry_run
 from cbd_fast import train as command
 from cbd_fast.dashboard import Silent
 from cbd_fast.dry_run import (
+    Evaluations,
     Planned,
     Unwritten,
     check_writable,
@@ -46,7 +47,7 @@ def rehearse_config(config, capsys) -> str:
     shards = command.open_shards(config)
     jobs = command.wanted_jobs(command.plan_jobs(config, shards), config.stages)
     accelerator, unwritten = command.make_accelerator(config), Unwritten()
-    with command.open_surroundings(config, accelerator, unwritten, Silent()) as around:
+    with command.open_surroundings(config, shards, accelerator, unwritten, Silent()) as around:
         rehearse(jobs, around, unwritten.bad_pictures, "title [b]")
     return capsys.readouterr().out
 
@@ -63,15 +64,17 @@ def contents(folder) -> dict[str, bytes]:
 def test_times():
     assert planned().training_seconds(32) == 100 * 32 / 100
     assert planned(num_done=75).training_seconds(32) == 25 * 32 / 100
-    assert planned().evaluation_seconds(500, None) == 2.5
+    assert planned().evaluation_seconds(Evaluations(500, None)) == 2.5
     # after 30, 60, 90 and 100 steps; the first two are done
-    assert planned().evaluation_seconds(500, 30) == 4 * 2.5
-    assert planned(num_done=60).evaluation_seconds(500, 30) == 2 * 2.5
-    assert planned(num_steps=90).evaluation_seconds(500, 30) == 3 * 2.5  # the last is the one at the end
+    assert planned().evaluation_seconds(Evaluations(500, 30)) == 4 * 2.5
+    assert planned(num_done=60).evaluation_seconds(Evaluations(500, 30)) == 2 * 2.5
+    assert planned(num_steps=90).evaluation_seconds(Evaluations(500, 30)) == 3 * 2.5  # the last is the one at the end
+    # four times on the validation split, once on the test split
+    assert planned().evaluation_seconds(Evaluations(500, 30, 100)) == 4 * 0.5 + 2.5
     finished = planned(measured=None)
-    assert (finished.training_seconds(32), finished.evaluation_seconds(500, 30)) == (0, 0)
+    assert (finished.training_seconds(32), finished.evaluation_seconds(Evaluations(500, 30))) == (0, 0)
     config = config_of("run", "shards", runtime={"evaluate_every": None})
-    assert list(summary_lines([planned(), planned()], config, 500)) == [
+    assert list(summary_lines([planned(), planned()], config, Evaluations(500))) == [
         "time: about 37 s in all, 5 s of it for evaluation"  # 2 * (100 * 16 / 100 + 2.5)
     ]
 
@@ -86,7 +89,7 @@ def test_room_on_the_disk():
 
 def test_resident_pictures_are_told():
     kept = Kept(num_pictures=1234, num_bytes=2 * 10**9, room_bytes=8 * 10**9, where="this machine")
-    lines = list(summary_lines([planned(measured=measured(kept=kept))], config_of("run", "shards"), 500))
+    lines = list(summary_lines([planned(measured=measured(kept=kept))], config_of("run", "shards"), Evaluations(500)))
     assert lines[1] == "resident in stage one: 1,234 pictures, 2 GB of 8 GB that this machine has left"
 
 
