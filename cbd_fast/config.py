@@ -107,7 +107,7 @@ class StageTwo(Settings):
 
 
 class Runtime(Settings):
-    """How a run is carried out; nothing here changes what is learned, but for rounding."""
+    """How a run is carried out; it changes what is learned only by rounding, and by what `select` can choose from."""
 
     decoder: Literal["auto", "dali", "torch"] = Field(
         "auto", description="auto: DALI if it is installed, else torchvision"

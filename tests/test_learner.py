@@ -8,7 +8,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from cbd_fast.config import Config
 from cbd_fast.loading.augment import Augmentation
-from cbd_fast.training.learner import make_learner, what_is_compiled
+from cbd_fast.training import learner as learner_module
+from cbd_fast.training.learner import compiler_works, make_learner, what_is_compiled
 from cbd_fast.training.models import build_model
 from cbd_fast.training.stages import Job, join_stage
 
@@ -139,10 +140,23 @@ def test_training_goes_down_the_loss():
         ("bf16", "cuda", 2000, (True, True)),
     ],
 )
-def test_what_is_compiled_by_default(precision, device, num_steps, expected):
+def test_what_is_compiled_by_default(precision, device, num_steps, expected, monkeypatch):
+    monkeypatch.setattr(learner_module, "compiler_works", lambda device: True)
     found = what_is_compiled(config_of(mixed_precision=precision), torch.device(device), num_steps)
     assert found == expected
-    assert torch._dynamo.config.suppress_errors
+    assert torch._dynamo.config.suppress_errors == any(expected)
+
+
+def test_without_a_compiler_the_run_goes_on(monkeypatch):
+    def fails(_):
+        raise RuntimeError("No working C++ compiler found in /nowhere/g++\nand more")
+
+    monkeypatch.setattr(torch, "compile", lambda function: fails)
+    compiler_works.cache_clear()
+    with pytest.warns(UserWarning, match=r"not work here \(No working C\+\+ compiler found in /nowhere/g\+\+\); this"):
+        assert what_is_compiled(config_of(), CPU, 10**6) == (False, False)
+    assert what_is_compiled(config_of(runtime={"compile": True}), CPU, 1) == (True, True)  # and fails, as told
+    compiler_works.cache_clear()
 
 
 @pytest.mark.parametrize("setting", [True, False])

@@ -1,7 +1,9 @@
 """One step of learning: what both stages, the rehearsal and the benchmarks repeat."""
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from accelerate import Accelerator
@@ -106,9 +108,23 @@ def make_learner(stage: Stage, config: Config, accelerator: Accelerator) -> Lear
 def what_is_compiled(config: Config, device: torch.device, num_steps: int) -> tuple[bool, bool]:
     """Whether the model that learns is compiled, and whether its teachers are."""
     setting = config.runtime.compile
-    # by default a machine without a C++ compiler trains as it is, instead of failing
-    torch._dynamo.config.suppress_errors = setting is None
+    torch._dynamo.config.suppress_errors = False
     if setting is not None:
         return setting, setting
+    if num_steps < MIN_STEPS_FOR_TEACHERS or not compiler_works(device):
+        return False, False
+    torch._dynamo.config.suppress_errors = True  # what nobody asked for must not end a run
     pays_for_model = device.type != "cpu" or config.mixed_precision == "no"
-    return pays_for_model and num_steps >= MIN_STEPS_FOR_MODEL, num_steps >= MIN_STEPS_FOR_TEACHERS
+    return pays_for_model and num_steps >= MIN_STEPS_FOR_MODEL, True
+
+
+@cache
+def compiler_works(device: torch.device) -> bool:
+    """Whether torch.compile can be used; on the CPU it needs a C++ compiler and Python's headers."""
+    try:
+        torch.compile(torch.sin)(torch.zeros(2, device=device))
+    except Exception as error:  # of many kinds
+        reason = str(error).splitlines()[0]
+        warnings.warn(f"torch.compile does not work here ({reason}); this run goes on without it", stacklevel=1)
+        return False
+    return True
