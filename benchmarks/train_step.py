@@ -9,6 +9,7 @@ is stage one. Beside each other, in turns, so that whatever else the machine doe
 - naive: plain modules in float32, in PyTorch's default layout, the teachers one after the other, nothing compiled;
 - naive teachers: the same teachers beside the student in the form in which the project trains it;
 - ours: what the trainer does in a long run;
+- compiled the other way: ours, with torch.compile where it is off by default, and without it where it is on;
 - student: ours, with a target that is there already; teachers: theirs alone, in the form of ours.
 
 A second table has the teachers' forms: milliseconds of one, and the largest distance 1 - cosine of its features from
@@ -37,7 +38,7 @@ from cbd_fast.errors import InputError, run_command
 from cbd_fast.loading.augment import Augmentation
 from cbd_fast.train import make_accelerator
 from cbd_fast.training.inference import Beside, inference_dtype, teachers_in_best_form
-from cbd_fast.training.learner import Learner, make_learner
+from cbd_fast.training.learner import Learner, make_learner, what_is_compiled
 from cbd_fast.training.models import BACKBONES, CosineModel, Teachers, build_model
 from cbd_fast.training.records import CONFIG_NAME
 from cbd_fast.training.stages import Job, join_stage, load_model
@@ -45,7 +46,10 @@ from cbd_fast.training.stages import Job, join_stage, load_model
 LONG_RUN = 10**6  # steps: all that pays is compiled
 NUM_CLASSES = 1000
 SMALL = ("resnet32", "small_convnet")  # for pictures of 32 pixels
+CONTESTANTS = ("naive", "naive teachers", "ours", "compiled the other way", "student", "teachers")
+CONTESTANTS = ("naive", "naive teachers", "ours", "compiled the other way", "student", "teachers")
 GOAL_OF_PARTS, GOAL_OF_NAIVE = 1.1, 0.75
+STAGES = {0: "stage one", 1: "one teacher"}
 PACKAGES = ("torch", "torchvision", "accelerate", "numpy")
 
 
@@ -103,6 +107,12 @@ def measured_steps(backbone: str, precision: str, num_teachers: int, arguments: 
             "student": lambda: alone.learn(*fast),
             "teachers": lambda: ours.teachers.begin(fast[0])(),  # type: ignore[union-attr]
         }
+    else:
+        config = config_of(backbone, precision, num_teachers, is_naive=False)
+        compiles, _ = what_is_compiled(config, device, LONG_RUN)
+        runtime = config.runtime.model_copy(update={"compile": not compiles})
+        other = learner_of(config.model_copy(update={"runtime": runtime}), num_teachers)
+        contestants["compiled the other way"] = lambda: other.learn(*fast)
     rounds = measured_rounds(contestants, device, arguments)
     ours.free()
     release_memory()
@@ -125,15 +135,16 @@ def measured_rounds(
 
 
 def measured(work: Callable[[], Any], device: torch.device, seconds: float) -> float:
-    """Milliseconds of one call, of those that fit into some seconds after another one; at least three."""
+    """Milliseconds of one call, of those that fit into some seconds after another one; at least one."""
     work()
     wait(device)
+    at_once = 10 if device.type == "cuda" else 1  # a GPU is not waited for after each, as in training
     num_calls, began = 0, time.perf_counter()
-    while num_calls < 3 or time.perf_counter() - began < seconds:
-        for _ in range(3):  # a GPU is not waited for after each
+    while num_calls == 0 or time.perf_counter() - began < seconds:
+        for _ in range(at_once):
             work()
         wait(device)
-        num_calls += 3
+        num_calls += at_once
     return 1000 * (time.perf_counter() - began) / num_calls
 
 
@@ -160,7 +171,7 @@ def learner_of(config: Config, num_teachers: int) -> Learner:
     )
     teachers = [build_model(config.model.backbone, NUM_CLASSES) for _ in range(num_teachers)]
     learner = make_learner(join_stage(job, config, teachers), config, accelerator)
-    if config.runtime.compile is False and num_teachers:  # the naive form
+    if not config.runtime.channels_last and num_teachers:  # the naive form
         learner = replace(learner, teachers=Beside(Teachers(teachers).to(accelerator.device), accelerator.device))
     return learner
 
@@ -172,7 +183,7 @@ def config_of(backbone: str, precision: str, num_teachers: int, *, is_naive: boo
         {
             "output": "",  # nothing is written
             "mixed_precision": precision,
-            "data": {"shards": "", "num_classes": NUM_CLASSES},
+            "data": {"shards": "", "num_classes": NUM_CLASSES, "image_size": side_of(backbone)},
             "model": {"backbone": backbone},
             "optimization": {"steps": LONG_RUN},
             "stage_one": {"teachers": [{"seed": seed} for seed in range(max(1, num_teachers))]},
@@ -183,11 +194,16 @@ def config_of(backbone: str, precision: str, num_teachers: int, *, is_naive: boo
 
 def batch_of(backbone: str, arguments: argparse.Namespace) -> tuple[Tensor, Tensor]:
     """Pictures and labels without meaning, of the usual size."""
-    side = 32 if backbone in SMALL else 224
-    size = arguments.batch_size or (128 if side == 32 or torch.cuda.is_available() else 16)
+    side = side_of(backbone)
+    size = arguments.batch_size or (128 if side == 32 or torch.cuda.is_available() else 8)
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(size, 3, side, side, generator=generator)
     return images, torch.randint(NUM_CLASSES, (size,), generator=generator)
+
+
+def side_of(backbone: str) -> int:
+    """Of the pictures that it is for."""
+    return 32 if backbone in SMALL else 224
 
 
 def measured_forms(backbone: str, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -259,9 +275,9 @@ def step_row(case: dict[str, Any]) -> dict[str, Any]:
     parts = median.get("student", 0) + median.get("teachers", 0)
     number = case["num_teachers"]
     return {
-        "case": f"{case['backbone']}, {case['precision']}, {f'{number} teachers' if number else 'stage one'}",
+        "case": f"{case['backbone']}, {case['precision']}, {STAGES.get(number, f'{number} teachers')}",
         "batch": case["batch_size"],
-        **{name: shown(name) for name in ("naive", "naive teachers", "ours", "student", "teachers")},
+        **{name: shown(name) for name in CONTESTANTS},
         "ours / parts": f"{median['ours'] / parts:.2f}" if parts else "",
         "ours / naive": f"{median['ours'] / median['naive']:.2f}",
         "ours / naive teachers": f"{median['ours'] / median['naive teachers']:.2f}" if parts else "",
@@ -288,7 +304,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--backbones", default="resnet32,resnet50", metavar="NAMES")
     parser.add_argument("--teachers", default="0,1,2,4", metavar="COUNTS", help="0: stage one")
     parser.add_argument("--precision", default="no,bf16", metavar="NAMES", help="of ours: no, bf16, fp16")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="default: 128, or 16 of 224 pixels on the CPU")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="default: 128, or 8 of 224 pixels on the CPU")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="after one to warm up")
     parser.add_argument("--seconds", type=float, default=1.0, metavar="S", help="of a contestant's turn")
     parser.add_argument("--trained", type=Path, metavar="DIR", help="a finished run, for the forms of its teacher-1")

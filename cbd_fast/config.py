@@ -136,8 +136,8 @@ class Runtime(Settings):
     channels_last: bool = Field(True, description="memory layout of pictures and weights")
     compile: bool | None = Field(
         None,
-        description="torch.compile model and teachers; by default where it pays: the teachers of a run of 500 steps or "
-        "more, the model of 2,000 or more unless it trains in half precision on the CPU",
+        description="torch.compile model and teachers; by default where it pays: the teachers in runs of 500 steps or "
+        "more, the model in those of 2,000 or more, on the CPU only in float32 and for pictures of up to 64 pixels",
     )
     teacher_precision: Literal["auto", "no", "bf16", "fp16"] = Field(
         "auto", description="of the teachers' networks; auto: that of the run"

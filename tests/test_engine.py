@@ -12,6 +12,7 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from cbd_fast import train as command
 from cbd_fast.config import Config
@@ -201,6 +202,21 @@ def test_fp16_goes_on_with_its_loss_scale(digits_shards, tmp_path, monkeypatch):
         run(stopped, StopsAt("student", 8))
     AcceleratorState._reset_state(reset_partial_state=True)
     assert losses_of(run(stopped)) == losses_of(expected)
+
+
+def test_nothing_is_waited_for_between_two_lines_of_the_log(digits_shards, tmp_path):
+    """A value that Python asks for makes it wait for a GPU; only logging and evaluation may, at the end here."""
+
+    def num_waits(num_steps: int) -> int:
+        runtime = {"log_every": 100}
+        config = config_of(tmp_path / str(num_steps), digits_shards, optimization={"steps": num_steps}, runtime=runtime)
+        with profile(activities=[ProfilerActivity.CPU]) as profiled:
+            run(config)
+        counts = {event.key: event.count for event in profiled.key_averages()}
+        assert counts["aten::convolution_backward"] >= num_steps
+        return counts.get("aten::_local_scalar_dense", 0)
+
+    assert num_waits(3) == num_waits(9) > 0
 
 
 def test_compiled_models_learn_the_same(digits_shards, tmp_path, monkeypatch):

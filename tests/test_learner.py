@@ -131,18 +131,20 @@ def test_training_goes_down_the_loss():
 
 
 @pytest.mark.parametrize(
-    ("precision", "device", "num_steps", "expected"),
+    ("precision", "device", "size", "num_steps", "expected"),
     [
-        ("no", "cpu", 499, (False, False)),
-        ("no", "cpu", 500, (False, True)),
-        ("no", "cpu", 2000, (True, True)),
-        ("bf16", "cpu", 10**6, (False, True)),
-        ("bf16", "cuda", 2000, (True, True)),
+        ("no", "cpu", 32, 499, (False, False)),
+        ("no", "cpu", 32, 500, (False, True)),
+        ("no", "cpu", 32, 2000, (True, True)),
+        ("no", "cpu", 224, 10**6, (False, True)),
+        ("bf16", "cpu", 32, 10**6, (False, True)),
+        ("bf16", "cuda", 224, 2000, (True, True)),
     ],
 )
-def test_what_is_compiled_by_default(precision, device, num_steps, expected, monkeypatch):
+def test_what_is_compiled_by_default(precision, device, size, num_steps, expected, monkeypatch):
     monkeypatch.setattr(learner_module, "compiler_works", lambda device: True)
-    found = what_is_compiled(config_of(mixed_precision=precision), torch.device(device), num_steps)
+    data = {"shards": "", "num_classes": 10, "image_size": size}
+    found = what_is_compiled(config_of(mixed_precision=precision, data=data), torch.device(device), num_steps)
     assert found == expected
     assert torch._dynamo.config.suppress_errors == any(expected)
 

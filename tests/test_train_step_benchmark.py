@@ -21,7 +21,7 @@ def test_small_cases(tmp_path):
     results = json.loads((tmp_path / "out.json").read_text())
     first, second = results["steps"]
     assert (first["num_teachers"], second["num_teachers"]) == (0, 1)
-    assert set(first["rounds"]) == {"naive", "ours"}
+    assert set(first["rounds"]) == {"naive", "ours", "compiled the other way"}
     assert set(second["rounds"]) == {"naive", "naive teachers", "ours", "student", "teachers"}
     assert all(len(rounds) == 2 and min(rounds) > 0 for case in (first, second) for rounds in case["rounds"].values())
     distances = {case["form"]: case["distance"] for case in results["forms"]}
