@@ -269,7 +269,7 @@ def step_row(case: dict[str, Any]) -> dict[str, Any]:
         if name not in case["rounds"]:
             return ""
         values = case["rounds"][name]
-        return f"{statistics.median(values):.4g} ({min(values):.4g} to {max(values):.4g})"
+        return f"{statistics.median(values):.0f} ({min(values):.0f} to {max(values):.0f})"
 
     median = case["median"]
     parts = median.get("student", 0) + median.get("teachers", 0)

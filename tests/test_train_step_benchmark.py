@@ -27,7 +27,7 @@ def test_small_cases(tmp_path):
     distances = {case["form"]: case["distance"] for case in results["forms"]}
     assert distances["folded, float32"] < 1e-5
     assert 1e-7 < distances["folded, bfloat16"] < 1e-2
-    assert "stage one" in done.stdout
+    assert "goals: ours / (student + teachers)" in done.stdout
 
 
 @pytest.mark.parametrize(
