@@ -87,6 +87,7 @@ def main() -> None:
 
 def measured_steps(backbone: str, precision: str, num_teachers: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Medians and rounds of milliseconds per step, by contestant."""
+    torch._dynamo.reset()  # it stops compiling a function of which it has seen many kinds
     images, labels = batch_of(backbone, arguments)
     naive = learner_of(config_of(backbone, "no", num_teachers, is_naive=True), num_teachers)
     ours = learner_of(config_of(backbone, precision, num_teachers, is_naive=False), num_teachers)
@@ -208,6 +209,7 @@ def side_of(backbone: str) -> int:
 
 def measured_forms(backbone: str, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Time and distance of a teacher's forms."""
+    torch._dynamo.reset()
     AcceleratorState._reset_state(reset_partial_state=True)
     device = Accelerator(cpu=not torch.cuda.is_available()).device
     model, images = teacher_and_pictures(backbone, arguments)
