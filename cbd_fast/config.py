@@ -19,6 +19,11 @@ Sampling = Literal["instance", "class_balanced", "square_root", "progressive"]
 NOT_PART_OF_A_RUN = ("output", "stages", "select", "trackers", "runtime")  # `select` is part of it as it turns out
 
 
+def _word(value: Any) -> Any:
+    """YAML reads a bare `no` as false; where the setting is a word, it is meant as one."""
+    return "no" if value is False else value
+
+
 class Settings(BaseModel):
     """Settings of one kind; unknown names and wrong types are refused."""
 
@@ -139,7 +144,7 @@ class Runtime(Settings):
         description="torch.compile model and teachers; by default where it pays: the teachers in runs of 500 steps or "
         "more, the model in those of 2,000 or more, on the CPU only in float32 and for pictures of up to 64 pixels",
     )
-    teacher_precision: Literal["auto", "no", "bf16", "fp16"] = Field(
+    teacher_precision: Annotated[Literal["auto", "no", "bf16", "fp16"], BeforeValidator(_word)] = Field(
         "auto", description="of the teachers' networks; auto: that of the run"
     )
     log_every: int = Field(50, gt=0, description="steps between two lines of the log")
@@ -156,11 +161,6 @@ class Runtime(Settings):
         if self.resident is not None and self.resident_gb is not None:
             raise ValueError("set either `resident` or `resident_gb`, and not both")
         return self
-
-
-def _word(value: Any) -> Any:
-    """YAML reads a bare `no` as false; where the setting is a word, it is meant as one."""
-    return "no" if value is False else value
 
 
 def _list(value: Any) -> Any:

@@ -49,8 +49,8 @@ class Dashboard(Protocol):
     def log(self, record: Mapping[str, Any]) -> None:
         """A line of metrics.jsonl."""
 
-    def evaluated(self, model: str, step: int, metrics: Mapping[str, float | None]) -> None:
-        """A model was evaluated, or was found finished."""
+    def evaluated(self, model: str, step: int, metrics: Mapping[str, float | None], split: str = "test") -> None:
+        """A model was evaluated on a split, or was found finished."""
 
     def note(self, message: str) -> None:
         """Something that the person should know."""
@@ -92,7 +92,7 @@ class Silent:
     def begin(self, model: str, step: int) -> None: ...
     def filling(self, done: int, total: int) -> None: ...
     def log(self, record: Mapping[str, Any]) -> None: ...
-    def evaluated(self, model: str, step: int, metrics: Mapping[str, float | None]) -> None: ...
+    def evaluated(self, model: str, step: int, metrics: Mapping[str, float | None], split: str = "test") -> None: ...
     def note(self, message: str) -> None: ...
     def stop(self) -> None: ...
 
@@ -122,8 +122,11 @@ class PlainLog:
         parts = [f"{model} step {step}/{self._models[model].num_steps}", *described(record).values()]
         self._print("  ".join([*parts, f"left {duration(left)}"]))
 
-    def evaluated(self, model: str, step: int, metrics: Mapping[str, float | None]) -> None:
-        self._print(f"{model} after step {step}: " + "  ".join(f"{name} {percent(metrics[name])}" for name in METRICS))
+    def evaluated(self, model: str, step: int, metrics: Mapping[str, float | None], split: str = "test") -> None:
+        where = "" if split == "test" else f" on {split}"
+        self._print(
+            f"{model} after step {step}{where}: " + "  ".join(f"{name} {percent(metrics[name])}" for name in METRICS)
+        )
 
     def note(self, message: str) -> None:
         self._print(message)
@@ -175,8 +178,8 @@ class Screen:
         self._numbers = described(record)
         self._progress.update(self._tasks[record["model"]], completed=record["step"])
 
-    def evaluated(self, model: str, step: int, metrics: Mapping[str, float | None]) -> None:
-        self._evaluations[model] = (step, metrics)
+    def evaluated(self, model: str, step: int, metrics: Mapping[str, float | None], split: str = "test") -> None:
+        self._evaluations[model if split == "test" else f"{model} on {split}"] = (step, metrics)
         self._progress.update(self._tasks[model], completed=step)
 
     def note(self, message: str) -> None:

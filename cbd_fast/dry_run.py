@@ -21,11 +21,13 @@ from cbd_fast.training.engine import Surroundings
 from cbd_fast.training.models import build_model
 from cbd_fast.training.optim import make_optimizer
 from cbd_fast.training.records import CONFIG_NAME, METRICS_NAME, PER_CLASS_NAME, SUMMARY_NAME, Records
+from cbd_fast.training.selection import Best
 from cbd_fast.training.stages import Job, join_stage
 from cbd_fast.training.trackers import FOLDER_NAME
 from cbd_fast.training.trial import Measured, measure
 
 MAX_CHECKPOINTS = 2  # of the model in training: the old one goes when the new one is whole
+MAX_BEST = 3  # best weights on the validation split: those of the checkpoint, of now, and new ones being written
 
 
 class Unwritten(Records):
@@ -81,13 +83,13 @@ class Planned:
         num_before = max(0, (self.job.num_steps - 1) // every - self.num_done // every) if every else 0
         return (num_before * (num_val or num_test) + num_val + num_test) / self.measured.evaluation_rate
 
-    def disk_bytes(self, checkpoint_every: int) -> tuple[int, int]:
-        """What stays of it on the disk, and what its checkpoints take besides while it is trained."""
+    def disk_bytes(self, checkpoint_every: int, num_best: int = 0) -> tuple[int, int]:
+        """What stays of it on the disk, and what its checkpoints and best weights take while it is trained."""
         if self.measured is None:
             return 0, 0
         num_checkpoints = min(MAX_CHECKPOINTS, (self.job.num_steps - 1) // checkpoint_every)
         weights = self.measured.weight_bytes
-        return weights, num_checkpoints * (weights + self.measured.optimizer_bytes)
+        return weights, num_checkpoints * (weights + self.measured.optimizer_bytes) + num_best * weights
 
 
 def rehearse(jobs: Sequence[Job], around: Surroundings, bad_pictures: Mapping[str, str], title: str) -> None:
@@ -108,7 +110,8 @@ def rehearse(jobs: Sequence[Job], around: Surroundings, bad_pictures: Mapping[st
     check_writable(folder)
     console = make_console() if accelerator.is_main_process else Console(quiet=True)
     planned = measured_plan(jobs, around, console)
-    needed, free = disk_bytes(planned, config.runtime.checkpoint_every), disk_room(folder)
+    num_best = MAX_BEST if around.val_loader else 0
+    needed, free = disk_bytes(planned, config.runtime.checkpoint_every, num_best), disk_room(folder)
     if needed > free:
         raise InputError(
             f"output: {folder} needs up to {size(needed)} for models and checkpoints, but only {size(free)} "
@@ -168,12 +171,14 @@ def check_saved(job: Job, config: Config) -> None:
     if job.is_finished:
         load_weights(job.folder / MODEL_NAME, model)
     else:
-        load_checkpoint(job.folder, model, make_optimizer(model, config.optimization))
+        state = load_checkpoint(job.folder, model, make_optimizer(model, config.optimization))
+        if state and state.get("best"):
+            Best(job.folder, is_main=False, found=state["best"])
 
 
-def disk_bytes(planned: Sequence[Planned], checkpoint_every: int) -> int:
-    """The most that a run adds on the disk: what stays of all models, and the checkpoints of one."""
-    sizes = [model.disk_bytes(checkpoint_every) for model in planned]
+def disk_bytes(planned: Sequence[Planned], checkpoint_every: int, num_best: int = 0) -> int:
+    """The most that a run adds on the disk: what stays of all models, and what one has while it is trained."""
+    sizes = [model.disk_bytes(checkpoint_every, num_best) for model in planned]
     return sum(stays for stays, _ in sizes) + max((besides for _, besides in sizes), default=0)
 
 

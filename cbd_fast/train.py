@@ -245,7 +245,9 @@ def report(config: Config, jobs: list[Job], shards: ShardSet, records: Records) 
     counts = {name: np.array(result["counts"]) for name, result in results.items()}
     records.write_per_class(shards.manifest.classes, shards.record.class_counts, counts)
     console = make_console()
-    console.print(comparison({job.name: (job.num_steps, metrics[job.name]) for job in jobs if job.name in metrics}))
+    steps = {job.name: job.num_steps for job in jobs}
+    steps |= {name: result["selected"]["step"] for name, result in results.items() if result.get("selected")}
+    console.print(comparison({name: (steps[name], metrics[name]) for name in metrics}))
     written = f"{Path(config.output) / SUMMARY_NAME}: trained in {duration(seconds)}"
     console.print(written, highlight=False, markup=False, soft_wrap=True)
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from cbd_fast.config import Optimization
 from cbd_fast.errors import InputError
@@ -90,3 +91,32 @@ def test_weights_that_cannot_be_used_are_refused(tmp_path):
     save_finished(tmp_path, build_model("small_convnet", 7), {})
     with pytest.raises(InputError, match="not the weights of this model"):
         load_weights(path, model)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("content", [b"", b'{"step": 1', b"x" * 1000])
+def test_a_damaged_checkpoint_is_refused_with_the_way_out(tmp_path, name, content):
+    model, optimizer = trained(1)
+    save_checkpoint(tmp_path, 5, model, optimizer, {})
+    path = tmp_path / "checkpoint-00000005" / name
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=f"{path}: damaged .*; remove its folder to train from there again"):
+        load_checkpoint(tmp_path, model, optimizer)
+
+
+def test_momenta_of_another_model_are_refused(tmp_path):
+    model, optimizer = trained(1)
+    save_checkpoint(tmp_path, 5, model, optimizer, {})
+    path = tmp_path / "checkpoint-00000005" / "optimizer.safetensors"
+    momenta = load_file(path)
+    del momenta["weight"]
+    save_file(momenta, path)
+    with pytest.raises(InputError, match="optimizer.safetensors: not the momenta of this model"):
+        load_checkpoint(tmp_path, model, optimizer)
+
+
+def test_a_damaged_result_is_refused(tmp_path):
+    save_finished(tmp_path, trained(0)[0], {})
+    (tmp_path / "result.json").write_text('{"metrics"')
+    with pytest.raises(InputError, match="result.json: damaged"):
+        read_result(tmp_path)

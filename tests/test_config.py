@@ -156,3 +156,8 @@ def test_trackers_are_no_part_of_a_run(path):
     assert read_config(path, ["trackers=tensorboard"]) == tracked
     with pytest.raises(InputError, match="trackers: must be a list, not 3"):
         read_config(path, ["trackers=3"])
+
+
+def test_no_is_a_word_where_words_are_meant(path):
+    config = read_config(path, ["mixed_precision=no", "runtime.teacher_precision=no"])
+    assert (config.mixed_precision, config.runtime.teacher_precision) == ("no", "no")

@@ -89,6 +89,9 @@ def test_recipe(name):
     assert (augmentation.mean, augmentation.std) == (None, None)
     assert augmentation.flip == (name != "digits_lt")
     assert config.stages == "both"
+    (command,) = _commands(name, "python")
+    has_val = any(option in command for option in ("--val", "--val-per-class"))
+    assert config.select == ("last" if has_val else "auto")  # as the official code; the last, too, without a split
     assert config.output == f"runs/{name}"
 
 

@@ -85,6 +85,7 @@ def test_room_on_the_disk():
     assert disk_bytes([planned()], 99) == 10 + 18
     assert disk_bytes([planned(), planned()], 10) == 2 * 10 + 2 * 18  # two checkpoints, of one model at a time
     assert disk_bytes([planned(measured=None)], 10) == 0
+    assert disk_bytes([planned()], 99, num_best=3) == 10 + 18 + 3 * 10
 
 
 def test_resident_pictures_are_told():

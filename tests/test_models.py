@@ -60,6 +60,19 @@ def test_last_batch_norm_of_a_block_starts_at_zero(name):
     assert all((norm.weight == 0).all() for norm in norms)
 
 
+def test_convolutions_and_projection_start_glorot_uniform():
+    torch.manual_seed(0)
+    model = build_model("resnet50", 10, target_dim=4096)
+    strided = model.backbone.layer2[0].conv2  # 3 x 3 from 128 to 128
+    for weight, limit in (
+        (strided.weight, math.sqrt(6 / (9 * 128 + 9 * 128))),
+        (model.projection.weight, math.sqrt(6 / (2048 + 4096))),
+    ):
+        assert 0.99 * limit < weight.abs().max() <= limit
+        assert abs(weight.std() - limit / math.sqrt(3)) < 0.01 * limit
+    assert (model.projection.bias == 0).all()
+
+
 def test_projection_only_where_the_target_is_wider():
     assert build_model("small_convnet", 5).projection is None
     assert build_model("small_convnet", 5, target_dim=128).projection is None

@@ -73,6 +73,11 @@ def test_a_killed_run_goes_on_with_the_best_that_its_checkpoint_knew(tmp_path):
     assert value_in(again) == 10
 
 
+def test_best_weights_that_are_gone_are_missed_at_once(tmp_path):
+    with pytest.raises(InputError, match=r"best-00000010.safetensors: missing, .*; remove .* to train it again"):
+        Best(tmp_path, is_main=True, found={"step": 10, "per_class_mean": 20.0})
+
+
 def test_only_the_main_process_writes(tmp_path):
     best = Best(tmp_path / "student", is_main=False)
     best.offer(10, 20.0, model_of(10))
@@ -104,7 +109,7 @@ class Watched(Silent):
         if record["step"] == self.stops_at:
             raise KeyboardInterrupt
 
-    def evaluated(self, model, step, metrics):
+    def evaluated(self, model, step, metrics, split):
         self.evaluations.append((step, metrics["per_class_mean"]))
 
 
@@ -120,8 +125,11 @@ def trained(config: Config, shards: ShardSet, dashboard: Silent) -> dict:
     return command.finished_results(jobs)
 
 
+@pytest.mark.parametrize("checkpoint_every", [6, 8])  # in between, and at once with an evaluation
 @pytest.mark.parametrize("stops_at", [None, 9])
-def test_a_run_reports_the_best_on_the_validation_split(shards_with_val, tmp_path, monkeypatch, stops_at):
+def test_a_run_reports_the_best_on_the_validation_split(
+    shards_with_val, tmp_path, monkeypatch, stops_at, checkpoint_every
+):
     accuracies = {4: 40.0, 8: 60.0, 12: 60.0, 16: 50.0}  # of each epoch
     weights = {}
 
@@ -149,7 +157,7 @@ def test_a_run_reports_the_best_on_the_validation_split(shards_with_val, tmp_pat
         model={"backbone": "small_convnet"},
         stages="one",
         optimization={"steps": 16, "global_batch": 6},
-        runtime={"log_every": 1, "checkpoint_every": 6, "num_threads": 1},
+        runtime={"log_every": 1, "checkpoint_every": checkpoint_every, "num_threads": 1},
     )
     watched = Steps(stops_at)
     if stops_at:

@@ -18,6 +18,7 @@ MODEL_NAME, OPTIMIZER_NAME, STATE_NAME, RESULT_NAME = (
     "state.json",
     "result.json",
 )
+_REMEDY = "remove its folder to train from there again"
 BEST_PATTERN = "best-*.safetensors"  # weights that may be selected in the end
 
 
@@ -51,12 +52,14 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     if not found:
         return None
     load_weights(found[-1] / MODEL_NAME, model)
-    momenta = load_file(found[-1] / OPTIMIZER_NAME)
-    for name, parameter in model.named_parameters():
-        if name in momenta:
-            # in the parameter's memory layout, or every later step would be slower
-            buffer = torch.empty_like(parameter).copy_(momenta[name])
-            optimizer.state[parameter]["momentum_buffer"] = buffer
+    momenta = _read_tensors(found[-1] / OPTIMIZER_NAME, "the momenta of this model")
+    parameters = dict(model.named_parameters())
+    if momenta and momenta.keys() != parameters.keys():  # none before the first update, which fp16 may pass over
+        raise InputError(f"{found[-1] / OPTIMIZER_NAME}: not the momenta of this model; {_REMEDY}")
+    for name, momentum in momenta.items():
+        # in the parameter's memory layout, or every later step would be slower
+        buffer = torch.empty_like(parameters[name]).copy_(momentum)
+        optimizer.state[parameters[name]]["momentum_buffer"] = buffer
     return read_state(folder)
 
 
@@ -68,7 +71,7 @@ def checkpoints(folder: Path) -> list[Path]:
 def read_state(folder: Path) -> dict[str, Any] | None:
     """State of the last checkpoint, without its tensors; None if there is none."""
     found = checkpoints(folder)
-    return json.loads((found[-1] / STATE_NAME).read_text()) if found else None
+    return _read_json(found[-1] / STATE_NAME) if found else None
 
 
 def save_finished(folder: Path, model: nn.Module, result: dict[str, Any]) -> None:
@@ -92,7 +95,7 @@ def save_weights(path: Path, model: nn.Module) -> None:
 def read_result(folder: Path) -> dict[str, Any] | None:
     """Result of a finished model; None if it is not finished."""
     path = folder / RESULT_NAME
-    return json.loads(path.read_text()) if path.is_file() else None
+    return _read_json(path) if path.is_file() else None
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
@@ -101,12 +104,27 @@ def load_weights(path: Path, model: nn.Module) -> None:
     Raises:
         InputError: the file is missing, damaged, or of another model.
     """
+    tensors = _read_tensors(path, "the weights of this model")
     try:
-        model.load_state_dict(load_file(path))
-    except (OSError, RuntimeError, ValueError) as error:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
         raise InputError(f"{path}: not the weights of this model ({str(error).splitlines()[0]})") from error
+
+
+def _read_tensors(path: Path, what: str) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except OSError as error:
+        raise InputError(f"{path}: not {what} ({error}); {_REMEDY}") from error
     except Exception as error:  # safetensors has an exception of its own that is not public
-        raise InputError(f"{path}: damaged ({error}); remove its folder to train it again") from error
+        raise InputError(f"{path}: damaged ({error}); {_REMEDY}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: damaged ({error}); {_REMEDY}") from error
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

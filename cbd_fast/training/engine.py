@@ -117,6 +117,9 @@ def train(stage: Stage, around: Surroundings) -> None:
                 meter.log(done, learning_rate, loader)
             if is_last:
                 break
+            # first, so that a checkpoint of the same step knows what came out
+            if around.evaluate_every and done % around.evaluate_every == 0:
+                meter.evaluate(model, done, best)
             if done % runtime.checkpoint_every == 0:
                 meter.require_finite_losses(done)  # or the run would go on from what it cannot go on from
                 _agree_on_buffers(model, accelerator)
@@ -124,8 +127,6 @@ def train(stage: Stage, around: Surroundings) -> None:
                     save_checkpoint(job.folder, done, model, optimizer, state_now())
                     if best:
                         best.checkpointed()
-            if around.evaluate_every and done % around.evaluate_every == 0:
-                meter.evaluate(model, done, best)
 
     if best:
         meter.evaluate(model, job.num_steps, best)
@@ -235,7 +236,7 @@ class _Meter:
         evaluation = summarize(counts, loader.shards.train_counts)
         record = {"model": self._job.name, "step": step, "split": loader.shards.split, **evaluation.to_dict()}
         self._around.records.log(record)
-        self._around.dashboard.evaluated(self._job.name, step, evaluation.to_dict())
+        self._around.dashboard.evaluated(self._job.name, step, evaluation.to_dict(), loader.shards.split)
         if best:
             assert evaluation.per_class_mean is not None
             best.offer(step, evaluation.per_class_mean, model)

@@ -48,6 +48,9 @@ class CosineModel(nn.Module):
         self.feature_dim = projected_dim or feature_dim
         self.weight = nn.Parameter(torch.empty(self.feature_dim, num_classes))
         nn.init.xavier_uniform_(self.weight)
+        if self.projection is not None:  # as in the official code, not as in torch
+            nn.init.xavier_uniform_(self.projection.weight)
+            nn.init.zeros_(self.projection.bias)
 
     def forward(self, images: Tensor) -> Output:
         features = self.embed(images)
@@ -160,8 +163,14 @@ def _init_convolutions(module: nn.Module) -> None:
 
 
 def _torchvision_resnet(name: str) -> tuple[nn.Module, int]:
-    """A residual network whose blocks begin as identities (last batch-norm zero), without its classifier."""
+    """A residual network without its classifier, begun as in the official code.
+
+    Convolutions are Glorot-uniform, and blocks begin as identities (last batch-norm zero).
+    """
     network = torchvision.models.get_model(name, weights=None, zero_init_residual=True)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.xavier_uniform_(module.weight)
     feature_dim = network.fc.in_features
     network.fc = nn.Identity()
     return network, feature_dim

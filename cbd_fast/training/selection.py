@@ -32,9 +32,18 @@ class Best:
     """The best weights so far, in a file of their own until the model is finished."""
 
     def __init__(self, folder: Path, *, is_main: bool, found: dict[str, Any] | None = None) -> None:
-        """Goes on from what ``state`` was when the checkpoint was written from which the run goes on."""
+        """Goes on from what ``state`` was when the checkpoint was written from which the run goes on.
+
+        Raises:
+            InputError: the file of these weights is missing.
+        """
         self._folder, self._is_main = folder, is_main
         self.state = found or {"step": 0, "per_class_mean": -1.0}
+        if self.state["step"] and not self._path(self.state["step"]).is_file():
+            raise InputError(
+                f"{self._path(self.state['step'])}: missing, the best weights that the checkpoint beside it knows; "
+                f"remove {folder} to train it again"
+            )
         self._at_checkpoint = self.state["step"]
         self._remove_others()
 
