@@ -111,12 +111,12 @@ def test_momenta_of_another_model_are_refused(tmp_path):
     momenta = load_file(path)
     del momenta["weight"]
     save_file(momenta, path)
-    with pytest.raises(InputError, match="optimizer.safetensors: not the momenta of this model"):
+    with pytest.raises(InputError, match=r"optimizer\.safetensors: not the momenta of this model"):
         load_checkpoint(tmp_path, model, optimizer)
 
 
 def test_a_damaged_result_is_refused(tmp_path):
     save_finished(tmp_path, trained(0)[0], {})
     (tmp_path / "result.json").write_text('{"metrics"')
-    with pytest.raises(InputError, match="result.json: damaged"):
+    with pytest.raises(InputError, match=r"result\.json: damaged"):
         read_result(tmp_path)
