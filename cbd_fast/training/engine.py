@@ -25,7 +25,7 @@ from cbd_fast.training.models import CosineModel
 from cbd_fast.training.optim import cosine_learning_rate
 from cbd_fast.training.records import Records
 from cbd_fast.training.selection import Best
-from cbd_fast.training.stages import Stage
+from cbd_fast.training.stages import Job, Stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,21 @@ def make_loader(config: Config, accelerator: Accelerator, **chosen: Any) -> Load
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         max_bad_share=config.runtime.max_bad_share,
+        **chosen,
+    )
+
+
+def make_train_loader(job: Job, around: Surroundings, **chosen: Any) -> Loader:
+    """A loader of the pictures that a model learns from."""
+    return make_loader(
+        around.config,
+        around.accelerator,
+        split="train",
+        sampling=job.sampling,
+        seed=job.seed,
+        augmentation=job.augmentation,
+        total_steps=job.num_steps,
+        on_bad_picture=around.on_bad_picture,
         **chosen,
     )
 
@@ -91,20 +106,13 @@ def train(stage: Stage, around: Surroundings) -> None:
             "best": best.state if best else None,
         }
 
-    with make_loader(
-        config,
-        accelerator,
-        split="train",
-        sampling=job.sampling,
-        seed=job.seed,
-        augmentation=job.augmentation,
-        total_steps=job.num_steps,
-        on_bad_picture=around.on_bad_picture,
-        resident=runtime.resident,
-        resident_gb=runtime.resident_gb,
-        resident_on_gpu=runtime.resident_on_gpu,
-        on_filling=around.dashboard.filling,
-    ) as loader:
+    resident = {
+        "resident": runtime.resident,
+        "resident_gb": runtime.resident_gb,
+        "resident_on_gpu": runtime.resident_on_gpu,
+        "on_filling": around.dashboard.filling,
+    }
+    with make_train_loader(job, around, **resident) as loader:
         for batch in meter.waiting(loader.steps(first, job.num_steps)):
             if runtime.record_batches:
                 around.records.log_batch(job.name, batch.step, loader.plan(batch.step))

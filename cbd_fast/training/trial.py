@@ -17,7 +17,7 @@ from cbd_fast.loading.loader import Loader
 from cbd_fast.loading.machine import available_bytes
 from cbd_fast.loading.resident import block_bytes, choose_resident, require_possible, require_room
 from cbd_fast.loading.sampling import draw_shares
-from cbd_fast.training.engine import Surroundings, make_loader
+from cbd_fast.training.engine import Surroundings, make_train_loader
 from cbd_fast.training.inference import inference_dtype, inference_form
 from cbd_fast.training.models import CosineModel
 from cbd_fast.training.rehearsal import agreed, rehearsed_learner, training_rate
@@ -75,16 +75,7 @@ def measure(job: Job, around: Surroundings) -> Measured:
     start_peak(accelerator.device)
     with plain_out_of_memory(job, config, accelerator):
         learner = rehearsed_learner(job, config, accelerator)
-        with make_loader(
-            config,
-            accelerator,
-            split="train",
-            sampling=job.sampling,
-            seed=job.seed,
-            augmentation=job.augmentation,
-            total_steps=job.num_steps,
-            on_bad_picture=around.on_bad_picture,
-        ) as loader:
+        with make_train_loader(job, around) as loader:
             # the batches that were there before the clock started must not count
             batches = chain.from_iterable(loader.steps(0, job.num_steps) for _ in count())
             rate = training_rate(learner, batches, SECONDS, num_warm_up=config.runtime.prefetch)
