@@ -33,7 +33,8 @@ from report import machine_and_versions, print_table, write_json
 from torch import Tensor
 
 from cbd_fast import Loader
-from cbd_fast.config import Config, read_config
+from cbd_fast.config import Config
+from cbd_fast.config_file import read_config
 from cbd_fast.errors import InputError, run_command
 from cbd_fast.loading.augment import Augmentation
 from cbd_fast.train import make_accelerator

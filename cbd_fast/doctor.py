@@ -21,7 +21,8 @@ import torch
 from rich.table import Table
 
 from cbd_fast.advice import Findings, Offer, advise, mixed_rate
-from cbd_fast.config import Config, read_config
+from cbd_fast.config import Config
+from cbd_fast.config_file import read_config
 from cbd_fast.console import make_console
 from cbd_fast.errors import InputError, run_command
 from cbd_fast.loading.loader import Loader

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from cbd_fast.config import Config, read_config
+from cbd_fast.config import Config
+from cbd_fast.config_file import read_config
 from cbd_fast.console import make_console
 from cbd_fast.dashboard import Dashboard, PlannedModel, Silent, comparison, duration, make_dashboard
 from cbd_fast.describe import settings_text

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from cbd_fast.config import read_config
+from cbd_fast.config_file import read_config
 from cbd_fast.sharding.command_line import wanted_from
 from cbd_fast.sharding.presets import PRESETS
 

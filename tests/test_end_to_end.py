@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from cbd_fast import Loader
-from cbd_fast.config import read_config
+from cbd_fast.config_file import read_config
 from cbd_fast.sharding.shard_set import ShardSet
 from cbd_fast.training.trackers import tracked_values
 
