@@ -28,11 +28,11 @@ from cbd_fast.errors import InputError, run_command
 from cbd_fast.loading.images import DECODERS
 from cbd_fast.sharding.shard_set import ShardSet
 from cbd_fast.train import make_accelerator
-from cbd_fast.training.engine import make_loader
 from cbd_fast.training.learner import Learner
 from cbd_fast.training.models import BACKBONES
 from cbd_fast.training.rehearsal import rehearsed_learner
 from cbd_fast.training.stages import Job, plan_jobs
+from cbd_fast.training.surroundings import make_loader
 
 GOALS = {"resnet50": 0.98, "resnet18": 0.95}  # ratio on one H100 with 16 cores
 STAGES = {0: "stage one", 1: "one teacher"}

@@ -35,9 +35,9 @@ from cbd_fast.sharding.sources import folder_source
 from cbd_fast.sharding.wanted import Wanted
 from cbd_fast.sharding.writer import write_dataset
 from cbd_fast.train import make_accelerator, open_shards
-from cbd_fast.training.engine import make_loader
 from cbd_fast.training.rehearsal import rehearsed_learner, training_rate
 from cbd_fast.training.stages import Job, plan_jobs
+from cbd_fast.training.surroundings import make_loader
 
 NUM_MEASUREMENTS = 7  # that share the time, most often
 NUM_SAMPLED = 384  # pictures that are measured with

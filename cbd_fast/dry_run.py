@@ -17,12 +17,12 @@ from cbd_fast.console import make_console
 from cbd_fast.errors import InputError
 from cbd_fast.loading.machine import available_bytes
 from cbd_fast.training.checkpoint import MODEL_NAME, RESULT_NAME, load_checkpoint, load_weights, read_state
-from cbd_fast.training.engine import Surroundings
 from cbd_fast.training.models import build_model
 from cbd_fast.training.optim import make_optimizer
 from cbd_fast.training.records import CONFIG_NAME, METRICS_NAME, PER_CLASS_NAME, SUMMARY_NAME, Records
 from cbd_fast.training.selection import Best
 from cbd_fast.training.stages import Job, join_stage
+from cbd_fast.training.surroundings import Surroundings
 from cbd_fast.training.trackers import FOLDER_NAME
 from cbd_fast.training.trial import Measured, measure
 

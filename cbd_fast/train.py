@@ -28,10 +28,11 @@ from cbd_fast.loading.loader import Loader
 from cbd_fast.loading.machine import num_cores
 from cbd_fast.sharding.shard_set import ShardSet
 from cbd_fast.training.checkpoint import read_result
-from cbd_fast.training.engine import Surroundings, make_loader, train
+from cbd_fast.training.engine import train
 from cbd_fast.training.records import CONFIG_NAME, SUMMARY_NAME, Records
 from cbd_fast.training.selection import selection_interval
 from cbd_fast.training.stages import Job, build_stage, finished_results, plan_jobs, wanted_jobs
+from cbd_fast.training.surroundings import Surroundings, make_loader
 from cbd_fast.training.trackers import check_trackers, start_trackers, tracking_options
 
 MAX_HELP_WIDTH = 100  # longer lines are hard to read

@@ -28,7 +28,7 @@ from cbd_fast.errors import InputError
 from cbd_fast.training import trial
 from cbd_fast.training.trial import Kept, Measured
 
-from .test_engine import _fresh_accelerator, config_of, run  # noqa: F401
+from .test_engine import config_of, run
 from .test_loader import with_bad_pictures
 
 
@@ -152,7 +152,7 @@ def test_a_run_in_the_middle(digits_shards, tmp_path, capsys):
 
 def test_a_checkpoint_is_gone_on_with_and_read(digits_shards, tmp_path, capsys, monkeypatch):
     config = config_of(tmp_path / "run", digits_shards, runtime={"checkpoint_every": 15}, stages="one")
-    monkeypatch.setattr("cbd_fast.training.engine.save_finished", lambda *_: 1 / 0)
+    monkeypatch.setattr("cbd_fast.training.progress.save_finished", lambda *_: 1 / 0)
     with suppress(ZeroDivisionError):
         run(config)
     said = rehearse_config(config, capsys)

@@ -26,13 +26,6 @@ RECORDED = Path(__file__).with_name("recorded_losses.json")
 LOSSES = ("loss", "classification_loss", "distillation_loss")
 
 
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 def config_of(output, shards, *, runtime=None, optimization=None, **settings) -> Config:
     return Config.model_validate(
         {

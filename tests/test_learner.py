@@ -16,13 +16,6 @@ from cbd_fast.training.stages import Job, join_stage
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 def config_of(num_teachers=2, **settings) -> Config:
     return Config.model_validate(
         {

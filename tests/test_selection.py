@@ -15,7 +15,7 @@ from cbd_fast.sharding.shard_set import ShardSet
 from cbd_fast.sharding.sources import folder_source
 from cbd_fast.sharding.wanted import Wanted
 from cbd_fast.sharding.writer import write_dataset
-from cbd_fast.training import engine
+from cbd_fast.training import meter
 from cbd_fast.training.evaluate import count_correct, summarize
 from cbd_fast.training.records import Records
 from cbd_fast.training.selection import Best, selection_interval
@@ -149,8 +149,8 @@ def test_a_run_reports_the_best_on_the_validation_split(
         is_val = len(weights) and next(reversed(weights))[0] == "val"
         return replace(summarize(counts, train_counts), per_class_mean=accuracies[watched.step] if is_val else 10.0)
 
-    monkeypatch.setattr(engine, "count_correct", counted)
-    monkeypatch.setattr(engine, "summarize", summarized)
+    monkeypatch.setattr(meter, "count_correct", counted)
+    monkeypatch.setattr(meter, "summarize", summarized)
     config = config_of(
         shards_with_val.folder,
         output=str(tmp_path / "run"),

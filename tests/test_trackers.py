@@ -16,7 +16,7 @@ from cbd_fast.training.trackers import (
     tracking_options,
 )
 
-from .test_engine import _fresh_accelerator, config_of  # noqa: F401
+from .test_engine import config_of
 
 JOBS = [SimpleNamespace(name="teacher-1", num_steps=20), SimpleNamespace(name="student", num_steps=20)]
 

@@ -35,9 +35,7 @@ TOLERANCE = 1e-5
 def _one_process_on_the_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     num_threads = torch.get_num_threads()
-    AcceleratorState._reset_state(reset_partial_state=True)
     yield
-    AcceleratorState._reset_state(reset_partial_state=True)
     torch.set_num_threads(num_threads)
 
 

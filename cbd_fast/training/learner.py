@@ -7,6 +7,7 @@ from functools import cache
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor
 
 from cbd_fast.config import Config
@@ -85,6 +86,8 @@ class Learner:
 def make_learner(stage: Stage, config: Config, accelerator: Accelerator) -> Learner:
     """Puts a stage's model and teachers on the device, in the form in which they train fastest."""
     device, runtime = accelerator.device, config.runtime
+    if accelerator.scaler is not None:  # fp16; each model's loss scale is its own
+        accelerator.scaler = torch.amp.GradScaler(device.type)
     layout = torch.channels_last if runtime.channels_last else torch.contiguous_format
     plain = stage.model.to(device).to(memory_format=layout)
     compiles_model, compiles_teachers = what_is_compiled(config, device, stage.job.num_steps)
@@ -131,3 +134,10 @@ def compiler_works(device: torch.device) -> bool:
         warnings.warn(f"torch.compile does not work here ({reason}); this run goes on without it", stacklevel=1)
         return False
     return True
+
+
+def agree_on_buffers(model: torch.nn.Module, accelerator: Accelerator) -> None:
+    """Gives every process the main one's batch-norm statistics, which are the ones that are saved."""
+    if accelerator.num_processes > 1:
+        for buffer in model.buffers():
+            buffer.copy_(broadcast(buffer))

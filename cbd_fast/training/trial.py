@@ -17,11 +17,11 @@ from cbd_fast.loading.loader import Loader
 from cbd_fast.loading.machine import available_bytes
 from cbd_fast.loading.resident import block_bytes, choose_resident, require_possible, require_room
 from cbd_fast.loading.sampling import draw_shares
-from cbd_fast.training.engine import Surroundings, make_train_loader
 from cbd_fast.training.inference import inference_dtype, inference_form
 from cbd_fast.training.models import CosineModel
 from cbd_fast.training.rehearsal import agreed, rehearsed_learner, training_rate
 from cbd_fast.training.stages import Job
+from cbd_fast.training.surroundings import Surroundings, make_train_loader
 
 SECONDS = 4.0  # of measuring training, and half as long evaluation
 

@@ -1,0 +1,137 @@
+"""What a model in training is measured by: losses, rates, memory, and its accuracy on a split."""
+
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from cbd_fast.errors import RunError
+from cbd_fast.loading.loader import Batch, Loader
+from cbd_fast.loading.stats import LoaderStats
+from cbd_fast.training.evaluate import count_correct, summarize
+from cbd_fast.training.inference import inference_dtype, inference_form
+from cbd_fast.training.learner import agree_on_buffers
+from cbd_fast.training.models import CosineModel
+from cbd_fast.training.selection import Best
+from cbd_fast.training.stages import Job
+from cbd_fast.training.surroundings import Surroundings
+
+
+class Meter:
+    """Adds up on the device what is logged; waits for the device only when a line is written."""
+
+    def __init__(self, around: Surroundings, job: Job, first: int) -> None:
+        self._around, self._job = around, job
+        self._restart(first)
+        self._stats = LoaderStats()
+        around.dashboard.begin(job.name, first)
+
+    def waiting(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Passes batches on and measures how long each was waited for."""
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            self._seconds_waited += time.perf_counter() - asked
+            if batch is None:
+                return
+            yield batch
+
+    def add(self, losses: dict[str, Tensor], logits: Tensor, labels: Tensor) -> None:
+        """Adds one part of a batch; means become sums over pictures, so that parts and processes add up."""
+        self._num_pictures += len(labels)
+        sums = {name: loss.detach() * len(labels) for name, loss in losses.items()}
+        sums["correct"] = (logits.detach().argmax(dim=1) == labels).sum()
+        for name, value in sums.items():
+            self._sums[name] = self._sums.get(name, 0) + value
+
+    def log(self, step: int, learning_rate: float, loader: Loader) -> None:
+        """Writes and shows the means since the last line."""
+        accelerator = self._around.accelerator
+        totals = self.require_finite_losses(step)
+        num_pictures, waited = totals.pop("pictures"), totals.pop("seconds_waited")
+        means = {name: total / num_pictures for name, total in totals.items()}
+        bad_pictures = self._bad_pictures_of_all(loader)
+        stats = loader.stats()
+        seconds = time.perf_counter() - self._since
+        record = {
+            "model": self._job.name,
+            "step": step,
+            "train_top1": 100 * means.pop("correct"),
+            **means,
+            "learning_rate": learning_rate,
+            "pictures_per_second": num_pictures / seconds,
+            "data_wait_share": waited / accelerator.num_processes / seconds,
+            "batch_milliseconds": stats.since(self._stats).milliseconds_per_batch(),
+            "memory_gigabytes": _memory_bytes(accelerator.device) / 1e9,
+            "bad_pictures": bad_pictures,
+        }
+        self._around.records.log(record)
+        self._around.dashboard.log(record)
+        self._restart(step)
+        self._stats = stats
+
+    def require_finite_losses(self, step: int) -> dict[str, float]:
+        """Sums since the last line over all processes, by name.
+
+        Raises:
+            RunError: a loss is not finite; on all processes.
+        """
+        sums = self._sums | {
+            "pictures": torch.tensor(self._num_pictures),
+            "seconds_waited": torch.tensor(self._seconds_waited),
+        }
+        accelerator = self._around.accelerator
+        local = torch.stack([value.to(accelerator.device, torch.float32) for value in sums.values()])
+        totals = dict(zip(sums, accelerator.reduce(local, "sum").tolist(), strict=True))
+        if not all(math.isfinite(total) for total in totals.values()):
+            raise RunError(
+                f"{self._job.name}: the loss is not finite somewhere in steps {self._last_step + 1} to {step}; "
+                "lower optimization.base_learning_rate, or use mixed_precision=bf16 instead of fp16"
+            )
+        return totals
+
+    def _bad_pictures_of_all(self, loader: Loader) -> int:
+        """How many pictures turned out bad on any process; several may have met the same."""
+        accelerator = self._around.accelerator
+        rows = torch.tensor([-1, *loader.bad_pictures], device=accelerator.device)
+        everywhere = accelerator.gather(accelerator.pad_across_processes(rows, pad_index=-1))
+        return len(everywhere.unique()) - 1
+
+    def evaluate(self, model: CosineModel, step: int, best: Best | None = None) -> dict[str, Any]:
+        """Evaluates on the test split, or for the choice of the best weights on the validation split.
+
+        Returns:
+            Metrics and counts, which are also written and shown.
+        """
+        began, accelerator = time.perf_counter(), self._around.accelerator
+        agree_on_buffers(model, accelerator)
+        loader = self._around.test_loader
+        if best:
+            assert self._around.val_loader
+            loader = self._around.val_loader
+        form = inference_form(model, inference_dtype(self._around.config.mixed_precision, accelerator.device))
+        counts = count_correct(form, loader, accelerator)
+        evaluation = summarize(counts, loader.shards.train_counts)
+        record = {"model": self._job.name, "step": step, "split": loader.shards.split, **evaluation.to_dict()}
+        self._around.records.log(record)
+        self._around.dashboard.evaluated(self._job.name, step, evaluation.to_dict(), loader.shards.split)
+        if best:
+            assert evaluation.per_class_mean is not None
+            best.offer(step, evaluation.per_class_mean, model)
+        self._since += time.perf_counter() - began  # the rate is that of training
+        return {"metrics": evaluation.to_dict(), "counts": counts.tolist()}
+
+    def _restart(self, step: int) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._num_pictures, self._seconds_waited = 0, 0.0
+        self._last_step, self._since = step, time.perf_counter()
+
+
+def _memory_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return psutil.Process().memory_info().rss
