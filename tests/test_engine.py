@@ -173,15 +173,21 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_steps(digits_shar
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_mixed_precision_learns_nearly_the_same(digits_shards, tmp_path, precision, monkeypatch):
-    monkeypatch.setattr(stages, "build_model", small_model)
-    plain = losses_of(run(config_of(tmp_path / "plain", digits_shards)))
-    mixed = losses_of(run(config_of(tmp_path / "mixed", digits_shards, mixed_precision=precision)))
-    assert mixed != plain
-    # fp16 may pass over the first updates until its loss scale fits; later both are at about the same place
-    for model in ("teacher-1", "student"):
-        ends = [sum(run[f"{model} {step}"]["loss"] for step in range(16, 21)) for run in (plain, mixed)]
-        assert ends[1] == pytest.approx(ends[0], rel=0.25)
+def test_half_precision_is_as_accurate(digits_shards, tmp_path, precision):
+    """Two seeds of one precision differ by up to 7 points here, two precisions of one seed by 3."""
+    metrics = {}
+    for name in ("no", precision):
+        optimization = {"steps": 60, "global_batch": 32, "base_learning_rate": 0.4}
+        config = config_of(tmp_path / name, digits_shards, optimization=optimization, mixed_precision=name)
+        augmentation = config.data.augmentation.model_copy(update={"padding": 2})
+        data = config.data.model_copy(update={"image_size": 16, "augmentation": augmentation})
+        metrics[name] = run(config.model_copy(update={"data": data}))
+    assert losses_of(metrics[precision]) != losses_of(metrics["no"])
+    plain, half = (
+        [record["per_class_mean"] for record in run if "per_class_mean" in record] for run in metrics.values()
+    )
+    assert plain[1] > plain[0] + 10 > 60  # the student learns from the teacher, which has learned
+    assert half == pytest.approx(plain, abs=7)
 
 
 def test_fp16_goes_on_with_its_loss_scale(digits_shards, tmp_path, monkeypatch):
