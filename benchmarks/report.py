@@ -28,7 +28,7 @@ def machine_and_versions(packages: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def print_table(rows: Sequence[dict[str, Any]], title: str = "") -> None:
+def print_table(rows: Sequence[dict[str, Any]], title: str = "", *, tells_machine: bool = True) -> None:
     """Prints rows of equal keys, and the machine."""
     table = Table(title=title or None)
     for number, column in enumerate(rows[0]):
@@ -39,8 +39,9 @@ def print_table(rows: Sequence[dict[str, Any]], title: str = "") -> None:
     if not console.is_terminal:
         console.width = WIDTH  # a file has room for every column
     console.print(table)
-    machine = machine_and_versions(())
-    console.print("{processor}, {cores} cores, GPU: {gpu}, {date}".format(**machine), highlight=False)
+    if tells_machine:
+        machine = machine_and_versions(())
+        console.print("{processor}, {cores} cores, GPU: {gpu}, {date}".format(**machine), highlight=False)
 
 
 def write_json(path: Path | None, results: dict[str, Any]) -> None:
