@@ -31,14 +31,14 @@ def main() -> None:
     rows = [{"model": kind} | summarized(group) for kind, group in zip(kinds, alike, strict=True)]
     # the machine on which they were trained is not known here
     print_table(rows, "accuracy in percent: mean and sample standard deviation over seeds", tells_machine=False)
-    write_json(arguments.json, {"rows": rows})
+    write_json(arguments.out, {"rows": rows})
 
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there, too")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the rows there, as JSON")
     return parser.parse_args()
 
 

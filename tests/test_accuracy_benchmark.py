@@ -36,7 +36,7 @@ def test_models_that_differ_in_their_seeds_are_one_row(tmp_path):
     write_result(copied / "teacher-1", 31.0, seed=0, teachers=[{"seed": 1, "color_jitter": 0.0}])
     write_result(copied / "teacher-2", 36.0, seed=0, teachers=[{"seed": 1, "color_jitter": 1.0}])
     write_result(copied / "student", 35.0, seed=0, teachers=[], few=None, **STUDENT | {"stage_two.alpha": 0})
-    done = benchmark(tmp_path / "cbd_0", tmp_path / "cbd_1", copied, "--json", tmp_path / "rows.json")
+    done = benchmark(tmp_path / "cbd_0", tmp_path / "cbd_1", copied, "--out", tmp_path / "rows.json")
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
     found = {row["model"]: (row["seeds"], row["top1"], row["few"]) for row in rows}
@@ -54,7 +54,7 @@ def test_rows_of_the_same_kind_say_in_what_they_differ(tmp_path):
     for decay in (1e-4, 5e-4):
         settings = {"seed": 0, "teachers": [{"seed": 1, "color_jitter": 0.0}], "optimization.weight_decay": decay}
         write_result(tmp_path / str(decay) / "teacher-1", 30.0, **settings)
-    done = benchmark(tmp_path / "0.0001", tmp_path / "0.0005", "--json", tmp_path / "rows.json")
+    done = benchmark(tmp_path / "0.0001", tmp_path / "0.0005", "--out", tmp_path / "rows.json")
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
     kind = "resnet32, teacher, instance sampling; optimization.weight_decay"
