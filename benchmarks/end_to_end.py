@@ -20,12 +20,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import release_memory
+from arguments import names, teacher_counts
 from report import machine_and_versions, print_table, write_json
 
 from cbd_fast import Batch
 from cbd_fast.config import Config
 from cbd_fast.errors import InputError, run_command
 from cbd_fast.loading.images import DECODERS
+from cbd_fast.sharding.command_line import positive_int
 from cbd_fast.sharding.shard_set import ShardSet
 from cbd_fast.train import make_accelerator
 from cbd_fast.training.learner import Learner
@@ -174,34 +176,22 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=Path, required=True, metavar="DIR")
     parser.add_argument("--backbones", default="resnet50,resnet18", metavar="NAMES")
-    parser.add_argument("--teachers", type=counts, default="0,1,4", metavar="COUNTS", help="0: stage one")
-    parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="default: 128, as in the paper")
-    parser.add_argument("--image-size", type=int, default=224, metavar="N")
-    parser.add_argument("--steps", type=int, default=100, metavar="N", help="that are timed at a stretch")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="after one to warm up")
+    parser.add_argument("--teachers", default="0,1,4", metavar="COUNTS", help="0: stage one")
+    parser.add_argument("--batch-size", type=positive_int, default=128, metavar="N", help="default 128, the paper's")
+    parser.add_argument("--image-size", type=positive_int, default=224, metavar="N")
+    parser.add_argument("--steps", type=positive_int, default=100, metavar="N", help="that are timed at a stretch")
+    parser.add_argument("--rounds", type=positive_int, default=5, metavar="N", help="after one to warm up")
     parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="bf16")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     parser.add_argument("--decoder", choices=DECODERS, default="auto")
     parser.add_argument("--resident", type=float, metavar="SHARE", help="of the pictures, kept decoded")
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     arguments = parser.parse_args()
-    arguments.backbones = arguments.backbones.split(",")
-    if unknown := set(arguments.backbones) - BACKBONES.keys():
-        raise InputError(f"--backbones {', '.join(sorted(unknown))}: must be among {', '.join(BACKBONES)}")
-    for name in ("batch_size", "image_size", "steps", "rounds"):
-        if getattr(arguments, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be at least 1")
+    arguments.backbones = names("--backbones", arguments.backbones, BACKBONES)
+    arguments.teachers = teacher_counts(arguments.teachers)
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: PyTorch finds no GPU here; use --device cpu or auto")
     return arguments
-
-
-def counts(text: str) -> list[int]:
-    """Numbers of teachers, such as ``0,1,4``."""
-    numbers = [int(word) for word in text.split(",")]
-    if min(numbers) < 0:
-        raise argparse.ArgumentTypeError("must be 0 or more")
-    return numbers
 
 
 if __name__ == "__main__":

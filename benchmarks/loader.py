@@ -176,7 +176,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=Path, required=True, metavar="DIR", help="one folder per class")
     parser.add_argument("--shards", type=Path, nargs="+", required=True, metavar="DIR", help="shards of these pictures")
-    parser.add_argument("--image-size", type=int, default=224, metavar="N")
+    parser.add_argument("--image-size", type=positive_int, default=224, metavar="N")
     parser.add_argument("--resident", type=float, default=0.2, metavar="SHARE", help="default 0.2; and none")
     parser.add_argument("--rounds", type=positive_int, default=5, metavar="N")
     parser.add_argument("--seconds", type=float, default=5, metavar="S", help="of each contestant in each round")

@@ -32,6 +32,7 @@ from report import machine_and_versions, print_table, write_json
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from cbd_fast.errors import InputError, run_command
+from cbd_fast.sharding.command_line import positive_int
 from cbd_fast.sharding.pictures import encode_png
 
 REPOSITORY = Path(__file__).parent.parent
@@ -55,8 +56,8 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="JPEGs, at any depth")
-    parser.add_argument("--num-pictures", type=int, default=20_000, metavar="N")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N")
+    parser.add_argument("--num-pictures", type=positive_int, default=20_000, metavar="N")
+    parser.add_argument("--rounds", type=positive_int, default=3, metavar="N")
     parser.add_argument("--work", type=Path, metavar="DIR", help="where everything is written (default: as of TMPDIR)")
     parser.add_argument(
         "--only", metavar="WORDS", help="contestants with one of these in their names, such as tar,header"

@@ -30,6 +30,7 @@ from cbd_fast import Loader
 from cbd_fast.errors import run_command
 from cbd_fast.loading.blocks import map_range
 from cbd_fast.loading.sampling import POLICIES, make_order
+from cbd_fast.sharding.command_line import positive_int
 
 NUM_PICTURES = (10_000, 100_000, 1_000_000, 10_000_000, 14_000_000)
 NUM_CLASSES = 21_841
@@ -63,11 +64,11 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, nargs="+", default=NUM_PICTURES, metavar="N")
-    parser.add_argument("--classes", type=int, default=NUM_CLASSES, metavar="N", help="at most")
+    parser.add_argument("--pictures", type=positive_int, nargs="+", default=NUM_PICTURES, metavar="N")
+    parser.add_argument("--classes", type=positive_int, default=NUM_CLASSES, metavar="N", help="at most")
     parser.add_argument("--policies", nargs="+", default=POLICIES, choices=POLICIES)
-    parser.add_argument("--batch-size", type=int, default=128, metavar="N")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N")
+    parser.add_argument("--batch-size", type=positive_int, default=128, metavar="N")
+    parser.add_argument("--rounds", type=positive_int, default=3, metavar="N")
     parser.add_argument("--work", type=Path, metavar="DIR", help="where the index is written (default: as of TMPDIR)")
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # in a process of its own

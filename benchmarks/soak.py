@@ -82,8 +82,8 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--pictures", type=int, default=1_000_000, metavar="N")
-    parser.add_argument("--image-size", type=int, default=32, metavar="N")
+    parser.add_argument("--pictures", type=positive_int, default=1_000_000, metavar="N")
+    parser.add_argument("--image-size", type=positive_int, default=32, metavar="N")
     parser.add_argument("--crop", default="pad_and_crop", choices=("pad_and_crop", "random_resized_crop"))
     parser.add_argument("--decoder", default="torch", metavar="NAME")
     parser.add_argument("--points", type=positive_int, default=20, metavar="N", help="how often to look")

@@ -29,14 +29,16 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import release_memory
+from arguments import names, teacher_counts
 from report import machine_and_versions, print_table, write_json
 from torch import Tensor
 
 from cbd_fast import Loader
 from cbd_fast.config import Config
 from cbd_fast.config_file import read_config
-from cbd_fast.errors import InputError, run_command
+from cbd_fast.errors import run_command
 from cbd_fast.loading.augment import Augmentation
+from cbd_fast.sharding.command_line import positive_int
 from cbd_fast.train import make_accelerator
 from cbd_fast.training.inference import Beside, inference_dtype, teachers_in_best_form
 from cbd_fast.training.learner import Learner, make_learner, what_is_compiled
@@ -307,24 +309,18 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--backbones", default="resnet32,resnet50", metavar="NAMES")
     parser.add_argument("--teachers", default="0,1,2,4", metavar="COUNTS", help="0: stage one")
     parser.add_argument("--precision", default="no,bf16", metavar="NAMES", help="of ours: no, bf16, fp16")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="default: 128, or 8 of 224 pixels on the CPU")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="after one to warm up")
+    parser.add_argument(
+        "--batch-size", type=positive_int, metavar="N", help="default: 128, or 8 of 224 pixels on the CPU"
+    )
+    parser.add_argument("--rounds", type=positive_int, default=5, metavar="N", help="after one to warm up")
     parser.add_argument("--seconds", type=float, default=1.0, metavar="S", help="of a contestant's turn")
     parser.add_argument("--trained", type=Path, metavar="DIR", help="a finished run, for the forms of its teacher-1")
     parser.add_argument("--shards", type=Path, metavar="DIR", help="if they are not where that run's config says")
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     arguments = parser.parse_args()
-    arguments.backbones, arguments.precision = arguments.backbones.split(","), arguments.precision.split(",")
-    if unknown := set(arguments.backbones) - BACKBONES.keys():
-        raise InputError(f"--backbones {', '.join(sorted(unknown))}: must be among {', '.join(BACKBONES)}")
-    if unknown := set(arguments.precision) - {"no", "bf16", "fp16"}:
-        raise InputError(f"--precision {', '.join(sorted(unknown))}: must be among no, bf16, fp16")
-    try:
-        arguments.teachers = [int(word) for word in arguments.teachers.split(",")]
-    except ValueError as error:
-        raise InputError(f"--teachers {arguments.teachers}: must be numbers such as 0,1,4") from error
-    if min(arguments.teachers) < 0 or arguments.rounds < 1 or (arguments.batch_size or 1) < 1:
-        raise InputError("--teachers must be 0 or more, --rounds and --batch-size 1 or more")
+    arguments.backbones = names("--backbones", arguments.backbones, BACKBONES)
+    arguments.precision = names("--precision", arguments.precision, ("no", "bf16", "fp16"))
+    arguments.teachers = teacher_counts(arguments.teachers)
     return arguments
 
 

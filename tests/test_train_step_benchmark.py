@@ -36,7 +36,8 @@ def test_small_cases(tmp_path):
         (["--backbones", "resnet99"], "--backbones resnet99: must be among"),
         (["--precision", "fp8"], "--precision fp8: must be among no, bf16, fp16"),
         (["--teachers", "one"], "--teachers one: must be numbers"),
-        (["--rounds", "0"], "1 or more"),
+        (["--rounds", "0"], "0: must be at least 1"),
+        (["--teachers", "-1"], "--teachers -1: must be numbers"),
     ],
 )
 def test_impossible_arguments(option, message):
