@@ -1,7 +1,7 @@
 """What does a training step cost, and how much of it the teachers?
 
     python benchmarks/train_step.py [--backbones resnet32,resnet50] [--teachers 0,1,2,4] [--precision no,bf16]
-        [--rounds 5] [--seconds 1] [--trained DIR --shards DIR] [--out FILE.json]
+        [--teacher-precision auto] [--rounds 5] [--seconds 1] [--trained DIR --shards DIR] [--out FILE.json]
 
 Every case is a stage's true step (losses, backward, optimizer) on one batch that is already on the device; 0 teachers
 is stage one. Beside each other, in turns, so that whatever else the machine does meets all alike:
@@ -50,7 +50,7 @@ LONG_RUN = 10**6  # steps: all that pays is compiled
 NUM_CLASSES = 1000
 SMALL = ("resnet32", "small_convnet")  # for pictures of 32 pixels
 CONTESTANTS = ("naive", "naive teachers", "ours", "compiled the other way", "student", "teachers")
-CONTESTANTS = ("naive", "naive teachers", "ours", "compiled the other way", "student", "teachers")
+NAIVE = {"compile": False, "channels_last": False}
 GOAL_OF_PARTS, GOAL_OF_NAIVE = 1.1, 0.75
 STAGES = {0: "stage one", 1: "one teacher"}
 PACKAGES = ("torch", "torchvision", "accelerate", "numpy")
@@ -92,8 +92,9 @@ def measured_steps(backbone: str, precision: str, num_teachers: int, arguments: 
     """Medians and rounds of milliseconds per step, by contestant."""
     torch._dynamo.reset()  # it stops compiling a function of which it has seen many kinds
     images, labels = batch_of(backbone, arguments)
-    naive = learner_of(config_of(backbone, "no", num_teachers, is_naive=True), num_teachers)
-    ours = learner_of(config_of(backbone, precision, num_teachers, is_naive=False), num_teachers)
+    naive = learner_of(config_of(backbone, "no", num_teachers, NAIVE), num_teachers)
+    config = config_of(backbone, precision, num_teachers, {"teacher_precision": arguments.teacher_precision})
+    ours = learner_of(config, num_teachers)
     device = ours.accelerator.device
     plain, fast = (
         (images.to(device).contiguous(memory_format=learner.layout), labels.to(device)) for learner in (naive, ours)
@@ -112,7 +113,6 @@ def measured_steps(backbone: str, precision: str, num_teachers: int, arguments: 
             "teachers": lambda: ours.teachers.begin(fast[0])(),  # type: ignore[union-attr]
         }
     else:
-        config = config_of(backbone, precision, num_teachers, is_naive=False)
         compiles, _ = what_is_compiled(config, device, LONG_RUN)
         runtime = config.runtime.model_copy(update={"compile": not compiles})
         other = learner_of(config.model_copy(update={"runtime": runtime}), num_teachers)
@@ -121,6 +121,8 @@ def measured_steps(backbone: str, precision: str, num_teachers: int, arguments: 
     ours.free()
     release_memory()
     median = {name: statistics.median(values) for name, values in rounds.items()}
+    if arguments.teacher_precision != "auto":
+        precision += f", teachers in {arguments.teacher_precision}"
     facts = {"backbone": backbone, "precision": precision, "num_teachers": num_teachers, "batch_size": len(labels)}
     return facts | {"median": median, "rounds": rounds}
 
@@ -180,9 +182,8 @@ def learner_of(config: Config, num_teachers: int) -> Learner:
     return learner
 
 
-def config_of(backbone: str, precision: str, num_teachers: int, *, is_naive: bool) -> Config:
-    """The project's defaults, or settings that undo them."""
-    runtime = {"compile": False, "channels_last": False} if is_naive else {}
+def config_of(backbone: str, precision: str, num_teachers: int, runtime: dict[str, Any]) -> Config:
+    """The project's defaults, but for some settings of ``runtime``."""
     return Config.model_validate(
         {
             "output": "",  # nothing is written
@@ -309,6 +310,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--backbones", default="resnet32,resnet50", metavar="NAMES")
     parser.add_argument("--teachers", default="0,1,2,4", metavar="COUNTS", help="0: stage one")
     parser.add_argument("--precision", default="no,bf16", metavar="NAMES", help="of ours: no, bf16, fp16")
+    parser.add_argument("--teacher-precision", default="auto", choices=("auto", "no", "bf16", "fp16"))
     parser.add_argument(
         "--batch-size", type=positive_int, metavar="N", help="default: 128, or 8 of 224 pixels on the CPU"
     )
