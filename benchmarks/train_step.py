@@ -121,7 +121,7 @@ def measured_steps(backbone: str, precision: str, num_teachers: int, arguments: 
     ours.free()
     release_memory()
     median = {name: statistics.median(values) for name, values in rounds.items()}
-    if arguments.teacher_precision != "auto":
+    if num_teachers and arguments.teacher_precision != "auto":
         precision += f", teachers in {arguments.teacher_precision}"
     facts = {"backbone": backbone, "precision": precision, "num_teachers": num_teachers, "batch_size": len(labels)}
     return facts | {"median": median, "rounds": rounds}

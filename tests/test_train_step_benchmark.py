@@ -16,11 +16,14 @@ def benchmark(*arguments) -> subprocess.CompletedProcess:
 
 def test_small_cases(tmp_path):
     options = ["--backbones", "small_convnet", "--teachers", "0,1", "--precision", "no", "--batch-size", 8]
-    done = benchmark(*options, "--rounds", 2, "--seconds", 0, "--out", tmp_path / "out.json")
+    done = benchmark(
+        *options, "--teacher-precision", "bf16", "--rounds", 2, "--seconds", 0, "--out", tmp_path / "out.json"
+    )
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "out.json").read_text())
     first, second = results["steps"]
     assert (first["num_teachers"], second["num_teachers"]) == (0, 1)
+    assert (first["precision"], second["precision"]) == ("no", "no, teachers in bf16")
     assert set(first["rounds"]) == {"naive", "ours", "compiled the other way"}
     assert set(second["rounds"]) == {"naive", "naive teachers", "ours", "student", "teachers"}
     assert all(len(rounds) == 2 and min(rounds) > 0 for case in (first, second) for rounds in case["rounds"].values())
