@@ -27,7 +27,7 @@ from cbd_fast.files import PARTIAL_SUFFIX
 from cbd_fast.loading.loader import Loader
 from cbd_fast.loading.machine import num_cores
 from cbd_fast.sharding.shard_set import ShardSet
-from cbd_fast.training.checkpoint import read_result
+from cbd_fast.training.checkpoint import RESULT_NAME, read_result
 from cbd_fast.training.engine import train
 from cbd_fast.training.records import CONFIG_NAME, SUMMARY_NAME, Records
 from cbd_fast.training.selection import selection_interval
@@ -145,9 +145,10 @@ def print_config(config: Config) -> None:
 
 
 def check_output(folder: Path) -> None:
-    """Refuses a folder that holds anything but a run."""
+    """Refuses a folder that holds anything but a run or finished models, which may be copies from other runs."""
     try:
-        names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+        paths = folder.iterdir() if folder.exists() else ()
+        names = {path.name for path in paths if not (path / RESULT_NAME).is_file()}
     except OSError as error:
         raise InputError(f"output: {folder} cannot be used ({error.strerror}); choose another output") from error
     if names - {CONFIG_NAME + PARTIAL_SUFFIX}:  # which a kill may have left

@@ -140,6 +140,18 @@ def test_one_stage_after_the_other(config, tmp_path):
     assert (run / "summary.json").read_text() == before
 
 
+def test_a_teacher_of_another_run_is_used(config, tmp_path):
+    assert train(config, "stages=one").returncode == 0
+    copy = tmp_path / "other" / "teacher-1"
+    shutil.copytree(tmp_path / "run" / "teacher-2", copy)
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    check_refusal(train(config, f"output={copy.parent}"), "was trained with other settings")
+    done = train(config, f"output={copy.parent}", "stage_one.teachers=[{seed: 1, color_jitter: 1.0}]")
+    assert done.returncode == 0, done.stderr
+    assert "teacher-1 is finished already" in done.stdout
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
+
+
 def check_trackers_have_all_that_was_logged(run):
     found = scalars(run / "trackers" / "cbd_fast")
     logged = read_lines(run / "metrics.jsonl")
