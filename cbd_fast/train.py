@@ -27,7 +27,7 @@ from cbd_fast.files import PARTIAL_SUFFIX
 from cbd_fast.loading.loader import Loader
 from cbd_fast.loading.machine import num_cores
 from cbd_fast.sharding.shard_set import ShardSet
-from cbd_fast.training.checkpoint import RESULT_NAME, read_result
+from cbd_fast.training.checkpoint import read_result
 from cbd_fast.training.engine import train
 from cbd_fast.training.records import CONFIG_NAME, SUMMARY_NAME, Records
 from cbd_fast.training.selection import selection_interval
@@ -145,10 +145,10 @@ def print_config(config: Config) -> None:
 
 
 def check_output(folder: Path) -> None:
-    """Refuses a folder that holds anything but a run or finished models, which may be copies from other runs."""
+    """Refuses a folder that holds anything but a run or finished teachers, which may be copies from other runs."""
     try:
         paths = folder.iterdir() if folder.exists() else ()
-        names = {path.name for path in paths if not (path / RESULT_NAME).is_file()}
+        names = {path.name for path in paths if not is_teacher(path)}
     except OSError as error:
         raise InputError(f"output: {folder} cannot be used ({error.strerror}); choose another output") from error
     if names - {CONFIG_NAME + PARTIAL_SUFFIX}:  # which a kill may have left
@@ -159,6 +159,11 @@ def check_output(folder: Path) -> None:
                 f"output: {folder} already holds something that is no run of this version ({error}); "
                 "choose another output or empty it"
             ) from error
+
+
+def is_teacher(folder: Path) -> bool:
+    """Whether a folder is that of a finished teacher."""
+    return folder.name.startswith("teacher-") and "identity" in (read_result(folder) or {})
 
 
 def open_shards(config: Config) -> ShardSet:

@@ -196,10 +196,17 @@ def check_refusal(done, message):
 def test_an_output_that_is_no_run_is_refused(config, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "config.yaml").write_text("latex: true")
-    for output, message in (("thesis", "already holds something that is no run"), ("config.yaml", "cannot be used")):
-        done = train(config, f"output={tmp_path / output}")
-        assert done.returncode == 2
-        assert message in done.stderr
+    for folder, result in (("of/teacher-1", {"grade": 1}), ("list/teacher-1", [1]), ("other/model", {"identity": {}})):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "result.json").write_text(json.dumps(result))
+    for output, message in (
+        ("thesis", "already holds something that is no run"),
+        ("of", "already holds something that is no run"),
+        ("list", r"teacher-1/result\.json: damaged \(no JSON object\)"),
+        ("other", "already holds something that is no run"),
+        ("config.yaml", "cannot be used"),
+    ):
+        check_refusal(train(config, f"output={tmp_path / output}"), message)
     assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["config.yaml"]
     assert (tmp_path / "thesis" / "config.yaml").read_text() == "latex: true"
 

@@ -122,7 +122,10 @@ def _read_tensors(path: Path, what: str) -> dict[str, Tensor]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        value = json.loads(path.read_text())
+        if not isinstance(value, dict):
+            raise ValueError("no JSON object")
+        return value
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: damaged ({error}); {_REMEDY}") from error
 
