@@ -15,9 +15,9 @@ from typing import Any
 
 from report import print_table, write_json
 
-from cbd_fast.dashboard import duration
 from cbd_fast.errors import InputError, run_command
 from cbd_fast.training.checkpoint import read_result
+from cbd_fast.ui.dashboard import duration
 
 METRICS = ("top1", "per_class_mean", "many", "medium", "few")
 

@@ -24,17 +24,17 @@ from arguments import names, teacher_counts
 from report import machine_and_versions, print_table, write_json
 
 from cbd_fast import Batch
-from cbd_fast.config import Config
+from cbd_fast.cli.shard_options import positive_int
+from cbd_fast.config.schema import Config
 from cbd_fast.errors import InputError, run_command
-from cbd_fast.loading.images import DECODERS
-from cbd_fast.sharding.command_line import positive_int
-from cbd_fast.sharding.shard_set import ShardSet
-from cbd_fast.train import make_accelerator
-from cbd_fast.training.learner import Learner
+from cbd_fast.loading.batch_decoder import DECODERS
+from cbd_fast.preflight.throughput import rehearsed_learner
+from cbd_fast.shards.reader import ShardSet
+from cbd_fast.training.context import make_loader
 from cbd_fast.training.models import BACKBONES
-from cbd_fast.training.rehearsal import rehearsed_learner
-from cbd_fast.training.stages import Job, plan_jobs
-from cbd_fast.training.surroundings import make_loader
+from cbd_fast.training.plan import Job, plan_jobs
+from cbd_fast.training.train_step import Learner
+from cbd_fast.training.trainer import make_accelerator
 
 GOALS = {"resnet50": 0.98, "resnet18": 0.95}  # ratio on one H100 with 16 cores
 STAGES = {0: "stage one", 1: "one teacher"}

@@ -26,10 +26,10 @@ import torch
 from contestants import BATCH_SIZE, PREFETCH, Batches, Contestant, all_contestants, class_pictures
 from report import machine_and_versions, print_table, write_json
 
+from cbd_fast.cli.shard_options import positive_int
 from cbd_fast.errors import InputError, RunError, run_command
-from cbd_fast.loading.machine import num_cores
-from cbd_fast.sharding.command_line import positive_int
-from cbd_fast.sharding.shard_set import ShardSet
+from cbd_fast.shards.reader import ShardSet
+from cbd_fast.system import num_cores
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "webdataset", "nvidia-dali-cuda120")
 WARM_UP_SHARE = 0.4  # of a turn's time

@@ -31,9 +31,9 @@ from PIL import Image
 from report import machine_and_versions, print_table, write_json
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from cbd_fast.cli.shard_options import positive_int
 from cbd_fast.errors import InputError, run_command
-from cbd_fast.sharding.command_line import positive_int
-from cbd_fast.sharding.pictures import encode_png
+from cbd_fast.shards.writing.validate_image import encode_png
 
 REPOSITORY = Path(__file__).parent.parent
 NUM_CLASSES = 100

@@ -27,10 +27,10 @@ from report import machine_and_versions, print_table, write_json
 from synthetic import SIDE, make_synthetic_shards
 
 from cbd_fast import Loader
+from cbd_fast.cli.shard_options import positive_int
 from cbd_fast.errors import run_command
-from cbd_fast.loading.blocks import map_range
-from cbd_fast.loading.sampling import POLICIES, make_order
-from cbd_fast.sharding.command_line import positive_int
+from cbd_fast.loading.sampling.parallel_map import map_range
+from cbd_fast.loading.sampling.policies import POLICIES, make_order
 
 NUM_PICTURES = (10_000, 100_000, 1_000_000, 10_000_000, 14_000_000)
 NUM_CLASSES = 21_841

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from cbd_fast.files import file_sha256
-from cbd_fast.sharding.index import INDEX_DTYPE, file_crc32, write_index
-from cbd_fast.sharding.manifest import MANIFEST_NAME, Manifest, Recipe, ShardRecord, SplitRecord
+from cbd_fast.shards.index import INDEX_DTYPE, file_crc32, write_index
+from cbd_fast.shards.manifest import MANIFEST_NAME, Manifest, Recipe, ShardRecord, SplitRecord
 
 NUM_FILES, SIDE = 64, 64  # pictures that really are there, and their height and width
 IMBALANCE = 20_000  # of the exponential tail, Cui et al., CVPR 2019; the smallest class has one picture

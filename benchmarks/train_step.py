@@ -34,17 +34,17 @@ from report import machine_and_versions, print_table, write_json
 from torch import Tensor
 
 from cbd_fast import Loader
-from cbd_fast.config import Config
-from cbd_fast.config_file import read_config
+from cbd_fast.cli.shard_options import positive_int
+from cbd_fast.config.file import read_config
+from cbd_fast.config.schema import Config
 from cbd_fast.errors import run_command
 from cbd_fast.loading.augment import Augmentation
-from cbd_fast.sharding.command_line import positive_int
-from cbd_fast.train import make_accelerator
-from cbd_fast.training.inference import Beside, inference_dtype, teachers_in_best_form
-from cbd_fast.training.learner import Learner, make_learner, what_is_compiled
 from cbd_fast.training.models import BACKBONES, CosineModel, Teachers, build_model
-from cbd_fast.training.records import CONFIG_NAME
-from cbd_fast.training.stages import Job, join_stage, load_model
+from cbd_fast.training.optimized_model import Beside, inference_dtype, teachers_in_best_form
+from cbd_fast.training.plan import Job, join_stage, load_model
+from cbd_fast.training.run_dir import CONFIG_NAME
+from cbd_fast.training.train_step import Learner, make_learner, what_is_compiled
+from cbd_fast.training.trainer import make_accelerator
 
 LONG_RUN = 10**6  # steps: all that pays is compiled
 NUM_CLASSES = 1000

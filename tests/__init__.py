@@ -1,3 +1,3 @@
 import pytest
 
-pytest.register_assert_rewrite("tests.commands")  # its assertions tell as much as those of tests
+pytest.register_assert_rewrite("tests.helpers")  # its assertions tell as much as those of tests

@@ -10,10 +10,10 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from cbd_fast.sharding.packed_sources import digits_source
-from cbd_fast.sharding.sources import folder_source
-from cbd_fast.sharding.wanted import Wanted
-from cbd_fast.sharding.writer import write_dataset
+from cbd_fast.shards.sources.archives import digits_source
+from cbd_fast.shards.sources.image_folder import folder_source
+from cbd_fast.shards.writing.dataset_writer import write_dataset
+from cbd_fast.shards.writing.options import Wanted
 
 
 def pytest_collection_modifyitems(items):

@@ -7,9 +7,7 @@ python tools/index_shards.py DIR --out shards/NAME [--short-side 256]    # write
 
 import argparse
 
-from cbd_fast.console import make_console
-from cbd_fast.errors import run_command
-from cbd_fast.sharding.command_line import (
+from cbd_fast.cli.shard_options import (
     add_layout_options,
     add_options,
     layout_from,
@@ -17,9 +15,11 @@ from cbd_fast.sharding.command_line import (
     report,
     wanted_from,
 )
-from cbd_fast.sharding.indexer import index_dataset
-from cbd_fast.sharding.tars import webdataset_source
-from cbd_fast.sharding.writer import write_dataset
+from cbd_fast.errors import run_command
+from cbd_fast.shards.sources.webdataset import webdataset_source
+from cbd_fast.shards.writing.dataset_writer import write_dataset
+from cbd_fast.shards.writing.index_in_place import index_dataset
+from cbd_fast.ui.console import make_console
 
 ONLY_WITH_OUT = ("imbalance", "val_per_class", "short_side", "max_side", "quality")
 

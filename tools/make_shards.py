@@ -10,9 +10,7 @@ Interrupted, the same command goes on where it stopped. make_shards.py SOURCE --
 import argparse
 from pathlib import Path
 
-from cbd_fast.console import make_console
-from cbd_fast.errors import run_command
-from cbd_fast.sharding.command_line import (
+from cbd_fast.cli.shard_options import (
     add_layout_options,
     add_options,
     layout_from,
@@ -20,12 +18,14 @@ from cbd_fast.sharding.command_line import (
     report,
     wanted_from,
 )
-from cbd_fast.sharding.inaturalist import inaturalist_source
-from cbd_fast.sharding.packed_sources import cifar_source, digits_source
-from cbd_fast.sharding.source_picture import SPLITS
-from cbd_fast.sharding.sources import Source, folder_source, list_source, tiny_imagenet_source
-from cbd_fast.sharding.tars import webdataset_source
-from cbd_fast.sharding.writer import write_dataset
+from cbd_fast.errors import run_command
+from cbd_fast.shards.sources.archives import cifar_source, digits_source
+from cbd_fast.shards.sources.base import SPLITS
+from cbd_fast.shards.sources.image_folder import Source, folder_source, list_source, tiny_imagenet_source
+from cbd_fast.shards.sources.inaturalist import inaturalist_source
+from cbd_fast.shards.sources.webdataset import webdataset_source
+from cbd_fast.shards.writing.dataset_writer import write_dataset
+from cbd_fast.ui.console import make_console
 
 
 def main() -> None:

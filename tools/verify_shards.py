@@ -12,11 +12,11 @@ import os
 from functools import partial
 from pathlib import Path
 
-from cbd_fast.console import make_bars, make_console
+from cbd_fast.cli.shard_options import positive_int
 from cbd_fast.errors import RunError, run_command
-from cbd_fast.sharding.command_line import positive_int
-from cbd_fast.sharding.manifest import read_manifest
-from cbd_fast.sharding.verify import SplitFindings, quarantine, verify_split
+from cbd_fast.shards.manifest import read_manifest
+from cbd_fast.shards.verify import SplitFindings, quarantine, verify_split
+from cbd_fast.ui.console import make_bars, make_console
 
 NUM_SHOWN = 20
 

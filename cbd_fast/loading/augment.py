@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from cbd_fast.loading.hashing import hash64, uniform
+from cbd_fast.loading.counter_rng import hash64, uniform
 
 CENTER_SHARE = 224 / 256
 NUM_BOX_TRIES = 10  # as in torchvision's RandomResizedCrop

@@ -24,14 +24,14 @@ import torch
 
 from cbd_fast.errors import InputError
 from cbd_fast.loading.augment import Augmentation, Plan, make_plan
-from cbd_fast.loading.bad_pictures import BadPictures
-from cbd_fast.loading.images import DECODERS, ImageMaker
-from cbd_fast.loading.machine import num_cores, place_among_processes, thread_pool
-from cbd_fast.loading.resident import Resident, choose_resident
-from cbd_fast.loading.sampling import POLICIES, Order, draw_shares, make_order
-from cbd_fast.loading.shared_block import Progress
+from cbd_fast.loading.bad_images import BadPictures
+from cbd_fast.loading.batch_decoder import DECODERS, ImageMaker
+from cbd_fast.loading.cache.decoded_cache import Resident, choose_resident
+from cbd_fast.loading.cache.shared_memory import Progress
+from cbd_fast.loading.sampling.policies import POLICIES, Order, draw_shares, make_order
 from cbd_fast.loading.stats import LoaderStats, Recorder
-from cbd_fast.sharding.shard_set import ShardSet
+from cbd_fast.shards.reader import ShardSet
+from cbd_fast.system import num_cores, place_among_processes, thread_pool
 
 SAMPLINGS = (*POLICIES, "sequential")
 

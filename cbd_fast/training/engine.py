@@ -1,11 +1,11 @@
 """The one training loop of both stages."""
 
-from cbd_fast.training.learner import make_learner
+from cbd_fast.training.context import Surroundings, make_train_loader
 from cbd_fast.training.meter import Meter
 from cbd_fast.training.optim import cosine_learning_rate
-from cbd_fast.training.progress import Progress
-from cbd_fast.training.stages import Stage
-from cbd_fast.training.surroundings import Surroundings, make_train_loader
+from cbd_fast.training.plan import Stage
+from cbd_fast.training.train_step import make_learner
+from cbd_fast.training.training_state import Progress
 
 
 def train(stage: Stage, around: Surroundings) -> None:

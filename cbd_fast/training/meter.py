@@ -12,13 +12,13 @@ from torch import Tensor
 from cbd_fast.errors import RunError
 from cbd_fast.loading.loader import Batch, Loader
 from cbd_fast.loading.stats import LoaderStats
-from cbd_fast.training.evaluate import count_correct, summarize
-from cbd_fast.training.inference import inference_dtype, inference_form
-from cbd_fast.training.learner import agree_on_buffers
+from cbd_fast.training.context import Surroundings
+from cbd_fast.training.evaluation import count_correct, summarize
 from cbd_fast.training.models import CosineModel
+from cbd_fast.training.optimized_model import inference_dtype, inference_form
+from cbd_fast.training.plan import Job
 from cbd_fast.training.selection import Best
-from cbd_fast.training.stages import Job
-from cbd_fast.training.surroundings import Surroundings
+from cbd_fast.training.train_step import agree_on_buffers
 
 
 class Meter:

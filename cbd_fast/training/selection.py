@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import nn
 
-from cbd_fast.config import Config
+from cbd_fast.config.schema import Config
 from cbd_fast.errors import InputError
-from cbd_fast.sharding.shard_set import ShardSet
+from cbd_fast.shards.reader import ShardSet
 from cbd_fast.training.checkpoint import BEST_PATTERN, load_weights, save_weights
 
 

@@ -10,11 +10,11 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType, ProjectConfiguration
 
-from cbd_fast.config import Config
-from cbd_fast.describe import flattened
+from cbd_fast.config.help import flattened
+from cbd_fast.config.schema import Config
 from cbd_fast.errors import InputError, RunError
 from cbd_fast.files import write_whole
-from cbd_fast.training.stages import Job
+from cbd_fast.training.plan import Job
 
 FOLDER_NAME, ID_NAME = "trackers", "run_id"
 PROJECT = "cbd_fast"

@@ -1,0 +1,254 @@
+"""What the tools that write shards have in common: options, progress and the closing table."""
+
+import argparse
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress as Bars
+from rich.table import Table
+from rich.text import Text
+
+from cbd_fast.shards.long_tail import KINDS, LongTail
+from cbd_fast.shards.manifest import frequency_groups
+from cbd_fast.shards.sources.base import SPLITS
+from cbd_fast.shards.sources.webdataset import TarLayout
+from cbd_fast.shards.writing.finalize import SKIPPED_NAME, WrittenDataset
+from cbd_fast.shards.writing.options import Progress, ShardSize, Wanted
+from cbd_fast.shards.writing.presets import PRESETS, find_preset
+from cbd_fast.shards.writing.validate_image import DEFAULT_MAX_PIXELS, DEFAULT_QUALITY, VERIFICATIONS, PictureRules
+from cbd_fast.ui.console import Rate, make_bars
+
+NUM_SKIPPED_SHOWN = 10
+DEFAULT_MAX_BAD_SHARE = 0.01
+
+
+def add_options(parser: argparse.ArgumentParser, source: str, is_out_required: bool = True) -> None:
+    """All options but those that say where a source is."""
+    if source != "digits":  # a long tail that is as it is
+        _add_choosing_options(parser, source)
+    _add_writing_options(parser, is_out_required)
+    _add_checking_options(parser)
+
+
+def _add_checking_options(parser: argparse.ArgumentParser) -> None:
+    """How pictures are checked, and by how many workers."""
+    group = parser.add_argument_group("checking")
+    group.add_argument(
+        "--workers", type=positive_int, default=len(os.sched_getaffinity(0)), metavar="N", help="default: one per core"
+    )
+    group.add_argument(
+        "--verify",
+        choices=VERIFICATIONS,
+        default="full",
+        help="full decodes every picture; header decodes JPEGs only if they do not end as they should (default full)",
+    )
+    group.add_argument(
+        "--max-pixels",
+        type=positive_int,
+        default=DEFAULT_MAX_PIXELS,
+        metavar="N",
+        help=f"leave out pictures of more pixels without decoding them (default {DEFAULT_MAX_PIXELS:,})",
+    )
+    group.add_argument(
+        "--max-bad",
+        type=_share,
+        metavar="SHARE",
+        help=f"of the pictures; if more cannot be used, stop (default {DEFAULT_MAX_BAD_SHARE}; none with --preset)",
+    )
+    group.add_argument("--strict", action="store_true", help="stop at the first picture that cannot be used")
+
+
+def _add_writing_options(parser: argparse.ArgumentParser, is_out_required: bool) -> None:
+    """Where shards go, their size, and how pictures are stored."""
+    group = parser.add_argument_group("shards")
+    group.add_argument("--out", type=Path, required=is_out_required, metavar="DIR", help="the folder to write")
+    group.add_argument("--seed", type=int, default=0, help="chooses and shuffles the pictures (default 0)")
+    group.add_argument("--shard-megabytes", type=_positive_float, default=100.0, metavar="MB", help="default 100")
+    group.add_argument("--shard-pictures", type=positive_int, default=5000, metavar="N", help="default 5000")
+    group = parser.add_argument_group("smaller pictures (by default the original bytes go in)")
+    group.add_argument("--short-side", type=positive_int, metavar="N", help="shrink to this many pixels")
+    group.add_argument("--max-side", type=positive_int, metavar="N", help="shrink to at most this many pixels")
+    group.add_argument(
+        "--quality",
+        type=_quality,
+        metavar="Q",
+        help="store what is shrunk or lossless as JPEG of this quality, 4:2:0 (default: what is shrunk and was lossy, "
+        f"with {DEFAULT_QUALITY}; the rest as PNG)",
+    )
+
+
+def _add_choosing_options(parser: argparse.ArgumentParser, source: str) -> None:
+    """Which pictures of a source are taken."""
+    group = parser.add_argument_group("which pictures")
+    group.add_argument(
+        "--imbalance",
+        type=_imbalance,
+        metavar="F",
+        help="make a long tail: keep floor(n_max * F ** (-c / (C - 1))) training pictures of class c",
+    )
+    group.add_argument(
+        "--imbalance-kind",
+        choices=KINDS,
+        help="exp (default): as above; step: F times fewer in half of the classes",
+    )
+    group.add_argument(
+        "--val-per-class",
+        type=positive_int,
+        metavar="N",
+        help="make a validation split of pictures that the long tail leaves out",
+    )
+    names = [name for name, preset in PRESETS.items() if source in preset.sources]
+    group.add_argument("--preset", choices=names, metavar="NAME", help=f"check what is published: {', '.join(names)}")
+
+
+def add_layout_options(parser: argparse.ArgumentParser) -> None:
+    """Options that say where pictures, labels and splits of foreign shards are."""
+    parser.add_argument("folder", type=Path, metavar="DIR", help="holds the tars, at any depth")
+    for split in SPLITS:
+        parser.add_argument(
+            f"--{split}",
+            metavar="PATTERN",
+            help="tars of this split, such as 'train-*.tar' (default: by the word in their path)",
+        )
+    parser.add_argument(
+        "--picture", metavar="EXT", help="extension of the picture, such as 'image.jpg', where a sample has several"
+    )
+    parser.add_argument("--label-key", metavar="KEY", help="of the label in .json (default: the label is .cls or .txt)")
+    parser.add_argument("--classes", type=Path, metavar="FILE", help="names of the classes, one per line")
+
+
+def layout_from(arguments: argparse.Namespace) -> TarLayout:
+    """What ``add_layout_options`` asked for."""
+    globs = {split: pattern for split in SPLITS if (pattern := getattr(arguments, split))}
+    return TarLayout(
+        globs=globs, picture=arguments.picture, label_key=arguments.label_key, classes_file=arguments.classes
+    )
+
+
+def wanted_from(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> Wanted:
+    """What the options ask for; options that contradict each other end the program with exit code 2."""
+    imbalance, preset = getattr(arguments, "imbalance", None), getattr(arguments, "preset", None)
+    kind = getattr(arguments, "imbalance_kind", None)
+    if kind and not imbalance:
+        parser.error("--imbalance-kind says how a long tail falls: it needs --imbalance")
+    tail = LongTail(imbalance=imbalance, kind=kind or "exp") if imbalance else None
+    if preset:
+        _, tail = find_preset(preset, arguments.source, tail)
+    if num_val := getattr(arguments, "val_per_class", None) or 0:
+        if tail is None:
+            parser.error("--val-per-class takes pictures that a long tail leaves out: it needs --imbalance")
+        tail = LongTail(imbalance=tail.imbalance, kind=tail.kind, num_val_per_class=num_val)
+    max_bad = DEFAULT_MAX_BAD_SHARE if arguments.max_bad is None else arguments.max_bad
+    return Wanted(
+        seed=arguments.seed,
+        size=ShardSize(num_bytes=int(arguments.shard_megabytes * 10**6), num_pictures=arguments.shard_pictures),
+        rules=PictureRules(
+            verify=arguments.verify,
+            max_pixels=arguments.max_pixels,
+            short_side=arguments.short_side,
+            max_side=arguments.max_side,
+            quality=arguments.quality,
+        ),
+        tail=tail,
+        preset=preset,
+        max_bad_share=0.0 if arguments.strict else max_bad,
+        is_whole=bool(preset) and arguments.max_bad is None,
+    )
+
+
+class BarProgress(Progress):
+    """A progress bar with the rate on a terminal; elsewhere only notes."""
+
+    def __init__(self, bars: Bars) -> None:
+        self._bars, self._task = bars, bars.add_task("pictures", total=None, rate="")
+        self._rate: Rate | None = None
+
+    def note(self, message: str) -> None:
+        self._bars.console.print(message, highlight=False, markup=False)
+
+    def start(self, num_pictures: int) -> None:
+        self._bars.update(self._task, total=num_pictures)
+        self._rate = None
+
+    def update(self, num_pictures: int) -> None:
+        if self._rate is None:
+            self._rate = Rate(num_pictures)
+            if num_pictures:
+                self.note(f"going on after {num_pictures:,} pictures that are done already")
+        self._bars.update(self._task, completed=num_pictures, rate=self._rate.describe(num_pictures))
+
+
+@contextmanager
+def progress_on(console: Console) -> Iterator[BarProgress]:
+    """Shows progress while the block runs."""
+    with make_bars(console) as bars:
+        yield BarProgress(bars)
+
+
+def report(written: WrittenDataset, out: Path, console: Console) -> None:
+    """Prints the closing table and the first of the pictures that were left out."""
+    manifest = written.manifest
+    groups = frequency_groups(np.array(manifest.splits["train"].class_counts))
+    # not markup: names of folders and files may look like it
+    table = Table(title=Text(f"{out}" + ("" if written.is_new else " (already there, unchanged)")))
+    for column in ("split", "classes", "pictures", *groups, "megabytes", "shards"):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for split, record in manifest.splits.items():
+        present = np.array(record.class_counts) > 0
+        table.add_row(
+            split,
+            f"{present.sum():,}",
+            f"{record.num_pictures:,}",
+            *(f"{(mask & present).sum():,}" for mask in groups.values()),
+            f"{sum(shard.num_bytes for shard in record.shards) / 1e6:,.1f}",
+            f"{len(record.shards):,}",
+        )
+    console.print(table)
+    lines = ["many, medium, few: classes of more than 100, 20 to 100, fewer than 20 for training", *manifest.notes]
+    if written.num_converted:
+        lines.append(f"{written.num_converted:,} pictures coded anew as 8-bit RGB (CMYK, palette, alpha, 16 bits, ...)")
+    if written.num_resized:
+        lines.append(f"{written.num_resized:,} pictures shrunk")
+    if written.num_oriented:
+        lines.append(f"{written.num_oriented:,} pictures have an orientation tag, which is ignored everywhere")
+    if written.skipped:
+        lines.append(f"{len(written.skipped):,} pictures left out, all in {out / SKIPPED_NAME}; the first:")
+        first = written.skipped[:NUM_SKIPPED_SHOWN]
+        lines += [f"  {skip}" for skip in first]
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+def positive_int(text: str) -> int:
+    """A whole number of at least 1."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
+    return number
+
+
+def _positive_float(text: str) -> float:
+    if not 0 < (number := float(text)) < 1e9:
+        raise argparse.ArgumentTypeError(f"{text}: must be above 0 and below a billion")
+    return number
+
+
+def _quality(text: str) -> int:
+    if not 1 <= (number := int(text)) <= 100:
+        raise argparse.ArgumentTypeError(f"{text}: must be from 1 to 100")
+    return number
+
+
+def _share(text: str) -> float:
+    if not 0 <= (number := float(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be from 0 to 1 (0.01 is one in a hundred)")
+    return number
+
+
+def _imbalance(text: str) -> float:
+    if not 1 <= (number := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 1 (largest class over smallest)")
+    return number

@@ -1,0 +1,1 @@
+"""What a run is: typed settings, read from files and overrides."""

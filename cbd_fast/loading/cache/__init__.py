@@ -1,0 +1,1 @@
+"""Memory that is used again: images that are kept decoded, and buffers of batches."""

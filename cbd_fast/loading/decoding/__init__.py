@@ -1,0 +1,1 @@
+"""Encoded images and a Plan to uint8 crops."""

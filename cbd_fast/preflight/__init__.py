@@ -1,0 +1,1 @@
+"""Before a run: will it go, how fast, and what limits it?"""

@@ -1,0 +1,208 @@
+"""ShardSet: a split of a folder of shards, opened; gives the bytes of any picture and reads ahead."""
+
+import io
+import os
+import resource
+import tarfile
+import threading
+import zlib
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from cbd_fast.errors import InputError
+from cbd_fast.shards.index import INDEX_DTYPE, ClassIndex, file_crc32
+from cbd_fast.shards.manifest import Manifest, SplitRecord, read_manifest
+
+NUM_CHECKED = 64  # pictures looked for when opening
+NUM_OTHER_FILES = 256  # that a process with loaders, libraries and sockets may have open besides the shards
+
+
+class ShardSet:
+    """The shards and the index of one split.
+
+    Opening checks that manifest, index and files agree: sizes, counts, the index's crc32, and some of the pictures.
+    ``read`` may be called from any number of threads.
+
+    Attributes:
+        folder: of the shards.
+        split: name of the split.
+        manifest: the whole dataset's.
+        record: the split's part of the manifest.
+        index: its pictures by class.
+        quarantined: ``(n,)`` int64, rows that tools/verify_shards.py has marked as bad.
+    """
+
+    def __init__(self, folder: str | Path, split: str) -> None:
+        """Opens a split.
+
+        Args:
+            folder: a folder of shards with its ``dataset.json``.
+            split: ``train``, ``test``, ...
+
+        Raises:
+            InputError: there is no such split, or manifest, index and files disagree.
+        """
+        self.folder = Path(folder)
+        self.split = split
+        self.manifest: Manifest = read_manifest(self.folder)
+        if split not in self.manifest.splits:
+            raise InputError(f"{self.folder}: no split {split!r}, only {', '.join(self.manifest.splits)}")
+        self.record: SplitRecord = self.manifest.splits[split]
+        self.paths = [self.folder / shard.file for shard in self.record.shards]
+        self._check_files()
+        self._index_path = self.folder / self.record.index
+        self.index = ClassIndex.open(self._index_path, self.num_classes)
+        self._check_index()
+        self._first_row = self._index_path.stat().st_size - len(self.index) * INDEX_DTYPE.itemsize
+        self.quarantined = self._find_quarantined()
+        _allow_open_files(len(self.paths) + NUM_OTHER_FILES)
+        self._files: dict[Path, io.FileIO] = {}
+        self._opening = threading.Lock()
+        self._check_pictures()
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the dataset, whether this split has pictures of them or not."""
+        return len(self.manifest.classes)
+
+    @property
+    def train_counts(self) -> np.ndarray:
+        """``(num_classes,)`` int64 training pictures per class, whichever split this is."""
+        return np.array(self.manifest.splits["train"].class_counts)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def places(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Rows of the index: ``(n,)`` of ``INDEX_DTYPE``.
+
+        Read one by one: of a map, each would bring 64 KB or more around it into this process's memory, to stay there.
+        """
+        descriptor, num_bytes = self._descriptor(self._index_path), INDEX_DTYPE.itemsize
+        read = [os.pread(descriptor, num_bytes, self._first_row + int(row) * num_bytes) for row in rows]
+        return np.frombuffer(b"".join(read), INDEX_DTYPE)
+
+    def read(self, row: int) -> np.ndarray:
+        """The file of one picture.
+
+        Args:
+            row: number of the picture in the index.
+
+        Returns:
+            ``(num_bytes,)`` uint8, the caller's own.
+
+        Raises:
+            OSError: the shard cannot be read, ends too early, or has other bytes there than were indexed.
+        """
+        place = self.places([row])[0]
+        data = np.empty(int(place["size"]), np.uint8)
+        path = self.paths[int(place["shard"])]
+        # a positioned read, not a memory map: it leaves the interpreter's lock while it waits for a cold file
+        num_read = os.preadv(self._descriptor(path), [data.data], int(place["offset"]))
+        if num_read != len(data):
+            raise OSError(f"{path.name} ends at byte {int(place['offset']) + num_read}")
+        # damaged bytes can decode to wrong pixels without complaint, and crash some decoders
+        if zlib.crc32(data.data) != int(place["crc32"]):
+            raise OSError("the bytes are not those that were indexed (crc32)")
+        return data
+
+    def read_ahead(self, rows: Sequence[int]) -> None:
+        """Asks the system to fetch pictures that will be read soon; returns at once."""
+        for place in self.places(rows):
+            with suppress(OSError):  # reading will say what is wrong
+                descriptor = self._descriptor(self.paths[int(place["shard"])])
+                os.posix_fadvise(descriptor, int(place["offset"]), int(place["size"]), os.POSIX_FADV_WILLNEED)
+
+    def name(self, row: int) -> str:
+        """Where a picture is, for messages: ``shard:member``, the member's name read from its tar header."""
+        place = self.places([row])[0]
+        path = self.paths[int(place["shard"])]
+        try:
+            with open(path, "rb") as file:
+                file.seek(int(place["offset"]) - tarfile.BLOCKSIZE)
+                header = tarfile.TarInfo.frombuf(file.read(tarfile.BLOCKSIZE), "utf-8", "surrogateescape")
+        except (OSError, tarfile.HeaderError):
+            return f"{path.name}: byte {int(place['offset'])}"
+        return f"{path.name}:{header.name}"
+
+    def close(self) -> None:
+        """Closes the files; ``read`` opens them again."""
+        with self._opening:
+            while self._files:
+                self._files.popitem()[1].close()
+
+    def _descriptor(self, path: Path) -> int:
+        if path not in self._files:
+            with self._opening:
+                if path not in self._files:
+                    self._files[path] = open(path, "rb", buffering=0)  # noqa: SIM115
+        return self._files[path].fileno()
+
+    def _check_files(self) -> None:
+        for path, shard in zip(self.paths, self.record.shards, strict=True):
+            if not path.is_file():
+                raise InputError(f"{path}: missing, but {self.folder}/dataset.json lists it; make the shards again")
+            if (found := path.stat().st_size) != shard.num_bytes:
+                raise InputError(
+                    f"{path}: {found} bytes, but dataset.json has {shard.num_bytes}; make the shards again"
+                )
+
+    def _check_index(self) -> None:
+        path, index, record = self._index_path, self.index, self.record
+        if len(index) != record.num_pictures or index.counts.tolist() != record.class_counts:
+            raise InputError(
+                f"{path}: {len(index)} pictures, with other counts per class than the {record.num_pictures} of "
+                "dataset.json; make the shards again"
+            )
+        if (in_shards := sum(shard.num_pictures for shard in record.shards)) != len(index):
+            raise InputError(
+                f"{self.folder}/dataset.json: its shards hold {in_shards} pictures, but the index has {len(index)}; "
+                "make the shards again"
+            )
+        if file_crc32(path) != record.index_crc32:
+            raise InputError(f"{path}: not the index that dataset.json was written with; make the shards again")
+
+    def _find_quarantined(self) -> np.ndarray:
+        found = self.index.quarantined if self.record.num_quarantined else np.empty(0, np.int64)
+        if len(found) != self.record.num_quarantined:
+            raise InputError(
+                f"{self.folder}: {len(found)} pictures of {self.split} are marked as bad, but dataset.json has "
+                f"{self.record.num_quarantined}; run tools/verify_shards.py --quarantine"
+            )
+        return found
+
+    def _check_pictures(self) -> None:
+        """Reads a few pictures all over the index: single ones may be damaged, but not all of a tar."""
+        rows = sorted({len(self) * number // NUM_CHECKED for number in range(NUM_CHECKED)}) if len(self) else []
+        rows = [row for row in rows if row not in set(self.quarantined.tolist())]
+        by_shard: dict[int, list[OSError | None]] = {}
+        for row, place in zip(rows, self.places(rows), strict=True):
+            found = by_shard.setdefault(int(place["shard"]), [])
+            try:
+                self.read(row)
+                found.append(None)
+            except OSError as error:
+                found.append(error)
+        for shard, found in by_shard.items():
+            if len(found) > 1 and all(found):
+                raise InputError(
+                    f"{self.folder}: the tars of {self.split} do not go with its index, {len(found)} of {len(found)} "
+                    f"pictures that were looked for in {self.paths[shard].name} are not there ({found[0]}); make the "
+                    "shards again"
+                )
+
+
+def _allow_open_files(num_files: int) -> None:
+    """Raises this process's limit of open files where it is lower; often it is 1024 and may be half a million."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= num_files:
+        return
+    if hard != resource.RLIM_INFINITY and hard < num_files:
+        raise InputError(
+            f"the shards need {num_files} open files, but this system allows {hard}; raise the limit (ulimit -Hn) "
+            "or make larger shards (--shard-megabytes)"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (num_files, hard))

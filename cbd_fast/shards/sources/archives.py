@@ -1,0 +1,89 @@
+"""Layouts of many pictures in one file: handwritten digits and CIFAR."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from cbd_fast.errors import InputError
+from cbd_fast.shards.long_tail import choice_key, exponential_counts
+from cbd_fast.shards.sources.base import SourcePicture
+from cbd_fast.shards.sources.image_folder import Source
+from cbd_fast.shards.writing.validate_image import encode_png
+
+DIGITS_NUM_LARGEST = 124  # the rarest digit has 174 pictures, of which 50 are for testing
+DIGITS_NUM_TEST_PER_CLASS = 50
+DIGITS_IMBALANCE = 100.0
+DIGITS_SIZE = 32
+
+
+def digits_source(seed: int) -> Source:
+    """The 1797 handwritten digits of scikit-learn, 8 x 8 upscaled to 32 x 32, as a long-tailed set of imbalance 100.
+
+    50 pictures of each class are for testing; of the others the classes 0 to 9 keep 124 down to 1.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise InputError(
+            "the source 'digits' needs scikit-learn, which ships the pictures: pip install 'cbd-fast[digits]'"
+        ) from error
+    digits = load_digits()
+
+    def pictures() -> Iterator[SourcePicture]:
+        for label, count in enumerate(exponential_counts(DIGITS_NUM_LARGEST, 10, DIGITS_IMBALANCE)):
+            names = {f"{label}/{number:04d}.png": number for number in np.flatnonzero(digits.target == label)}
+            chosen = sorted(names, key=lambda name: choice_key(seed, name))
+            for place, name in enumerate(chosen[: DIGITS_NUM_TEST_PER_CLASS + count]):
+                split = "test" if place < DIGITS_NUM_TEST_PER_CLASS else "train"
+                yield _made_picture(split, name, label, _digit(digits.images[names[name]]))
+
+    return Source(
+        kind="digits",
+        classes=[str(label) for label in range(10)],
+        pictures=pictures,
+        options={"imbalance": DIGITS_IMBALANCE},
+    )
+
+
+def cifar_source(kind: str, root: Path) -> Source:
+    """CIFAR-10 or CIFAR-100 from the official python archives, downloaded to ``root`` where they are not there.
+
+    Args:
+        kind: ``cifar10`` or ``cifar100``.
+        root: the folder of ``cifar-10-batches-py`` or ``cifar-100-python``, or of the archive.
+
+    Raises:
+        InputError: the archives are not there and cannot be downloaded, or are damaged.
+    """
+    from torchvision import datasets  # takes seconds to import
+
+    dataset = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[kind]
+    try:
+        # torchvision compares the archives' published checksums before it opens them
+        splits = {split: dataset(root, train=split == "train", download=True) for split in ("train", "test")}
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"{root}: holds no whole {dataset.base_folder}, and {dataset.url} cannot be downloaded ({error}); put "
+            f"{dataset.filename} there"
+        ) from error
+    classes = splits["train"].classes
+
+    def pictures() -> Iterator[SourcePicture]:
+        for split, data in splits.items():
+            for number, (pixels, label) in enumerate(zip(data.data, data.targets, strict=True)):
+                yield _made_picture(split, f"{classes[label]}/{number:05d}.png", label, pixels)
+
+    return Source(kind=kind, classes=list(classes), pictures=pictures)
+
+
+def _made_picture(split: str, name: str, label: int, pixels: np.ndarray) -> SourcePicture:
+    data = encode_png(pixels)
+    return SourcePicture(split=split, name=name, label=label, num_bytes=len(data), data=data)
+
+
+def _digit(values: np.ndarray) -> np.ndarray:
+    """``(8, 8)`` float, 0 to 16, to ``(32, 32)`` uint8."""
+    grey = np.rint(values * (255 / 16)).astype(np.uint8)
+    return np.asarray(Image.fromarray(grey).resize((DIGITS_SIZE, DIGITS_SIZE), Image.Resampling.BICUBIC))

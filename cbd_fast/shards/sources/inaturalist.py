@@ -1,0 +1,106 @@
+"""The iNaturalist competitions: pictures in folders, classes in JSON files of the COCO form."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ijson
+import numpy as np
+
+from cbd_fast.errors import InputError
+from cbd_fast.shards.sources.base import SourcePicture
+from cbd_fast.shards.sources.image_folder import Source, check_folder, file_picture, plain_name
+from cbd_fast.shards.writing.validate_image import first_line
+
+
+def inaturalist_source(images: Path, annotations: dict[str, Path]) -> Source:
+    """The competitions' JSON of 2017, 2018, 2019 and 2021: ``images``, ``annotations`` and ``categories``.
+
+    Args:
+        images: the folder that the ``file_name`` of each picture starts from.
+        annotations: the file of each split; that of ``train`` has the categories.
+
+    Raises:
+        InputError: a file is missing or not of this form.
+    """
+    check_folder(images)
+    categories = {
+        category["id"]: str(category.get("name", category["id"]))
+        for category in _json_items(annotations["train"], "categories.item", id=int)
+    }
+    if not categories:
+        raise InputError(f"{annotations['train']}: has no 'categories'; the file of training annotations should")
+    label_of = {number: label for label, number in enumerate(sorted(categories))}
+
+    def pictures() -> Iterator[SourcePicture]:
+        for split, path in annotations.items():
+            category_of = _categories_by_image(path)
+            num_found = 0
+            for image in _json_items(path, "images.item", id=int, file_name=str):
+                category = category_of.get(image["id"])
+                if category not in label_of:
+                    raise InputError(
+                        f"{path}: image {image['id']} ({image['file_name']!r}) has "
+                        + ("no annotation" if category is None else f"the unknown category {category}")
+                    )
+                num_found += 1
+                yield file_picture(split, images, plain_name(image["file_name"], images), label_of[category])
+            if num_found != len(category_of):
+                raise InputError(
+                    f"{path}: {len(category_of)} annotated images, but 'images' has {num_found}; is the file whole?"
+                )
+
+    notes = ["test: the published val; the labels of the published test were never released"]
+    # species share common names, and those of 2018 and 2019 are numbers
+    names = [categories[number] for number in sorted(categories)]
+    if len(set(names)) < len(names):
+        names = [f"{number} {categories[number]}" for number in sorted(categories)]
+    return Source(kind="inaturalist", classes=names, pictures=pictures, roots=[images], notes=notes)
+
+
+def _json_items(path: Path, prefix: str, **types: type) -> Iterator[dict[str, Any]]:
+    """The objects of one list of a JSON file, which may be larger than memory; each has keys of these types."""
+    try:
+        with open(path, "rb") as file:
+            for item in ijson.items(file, prefix):
+                for key, kind in types.items():
+                    if not isinstance(item, dict) or not isinstance(item.get(key), kind):
+                        raise InputError(f"{path}: {prefix} {item!r} has no {key!r} of type {kind.__name__}")
+                yield item
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+    except ijson.JSONError as error:
+        raise InputError(f"{path}: not whole JSON ({first_line(error)})") from error
+
+
+class _Categories:
+    """Category by image, in 16 bytes an image."""
+
+    def __init__(self, pairs: np.ndarray) -> None:
+        self._pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def get(self, image: int) -> int | None:
+        place = int(np.searchsorted(self._pairs[:, 0], image))
+        if place == len(self._pairs) or self._pairs[place, 0] != image:
+            return None
+        return int(self._pairs[place, 1])
+
+
+def _categories_by_image(path: Path) -> _Categories:
+    numbers = (
+        annotation[key]
+        for annotation in _json_items(path, "annotations.item", image_id=int, category_id=int)
+        for key in ("image_id", "category_id")
+    )
+    try:
+        pairs = np.fromiter(numbers, np.int64).reshape(-1, 2)
+    except OverflowError as error:
+        raise InputError(f"{path}: 'annotations' has ids of more than 64 bits") from error
+    if not len(pairs):
+        raise InputError(f"{path}: has no 'annotations'; those of the competition's test pictures were not published")
+    if len(np.unique(pairs[:, 0])) < len(pairs):
+        raise InputError(f"{path}: some images have several annotations; a picture here has one class")
+    return _Categories(pairs)

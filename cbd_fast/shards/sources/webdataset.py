@@ -1,0 +1,225 @@
+"""WebDataset shards that somebody else wrote, as a source."""
+
+import fnmatch
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from cbd_fast.errors import InputError
+from cbd_fast.shards.sources.base import SourcePicture
+from cbd_fast.shards.sources.image_folder import Source, read_classes
+
+LABEL_EXTENSIONS = ("cls", "txt")
+COMPRESSED_EXTENSIONS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+SPLIT_WORDS = {
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val", "eval": "val", "dev": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class TarLayout:
+    """How pictures, labels and splits of foreign shards are found.
+
+    Attributes:
+        globs: pattern of each split's tars, below the folder; by default the words train, val and test in their
+            paths tell, and without these every tar is for training.
+        picture: extension of the picture, where a sample has several; by default the one without a further dot.
+        label_key: key of the label in ``.json``, with dots into nested objects; by default ``.cls`` or ``.txt``.
+        classes_file: names of the classes, one per line.
+    """
+
+    globs: dict[str, str] = field(default_factory=dict)
+    picture: str | None = None
+    label_key: str | None = None
+    classes_file: Path | None = None
+
+
+def webdataset_source(folder: Path, layout: TarLayout) -> Source:
+    """Plain tars in the WebDataset convention: the members of a picture share their name up to its first dot.
+
+    Raises:
+        InputError: there are no tars, they are compressed or damaged, or a picture has no label.
+    """
+    tars = webdataset_tars(folder, layout.globs)
+    classes = read_classes(layout.classes_file) if layout.classes_file else None
+    label_of = {name: label for label, name in enumerate(classes or [])}
+    notes = [f"{split}: {len(paths)} tars, such as {paths[0]}" for split, paths in tars.items()]
+
+    def pictures() -> Iterator[SourcePicture]:
+        for split, paths in tars.items():
+            for path in paths:
+                for picture in _tar_pictures(folder, path, split, layout, notes):
+                    yield picture if classes is None else _numbered(picture, label_of, layout.classes_file)
+
+    return Source(kind="webdataset", classes=classes, pictures=pictures, roots=[folder], searched=[folder], notes=notes)
+
+
+def webdataset_tars(folder: Path, globs: dict[str, str]) -> dict[str, list[str]]:
+    """Paths below ``folder`` of each split's tars, sorted."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    if packed := [file for file in files if file.endswith(COMPRESSED_EXTENSIONS)]:
+        raise InputError(f"{folder}: compressed shards such as {packed[0]} have no places to index; unpack them first")
+    paths = [file for file in files if file.endswith(".tar")]
+    if odd := [path for path in paths if not path.isprintable()]:
+        raise InputError(f"{folder}: the tar {os.fsencode(odd[0])!r} has no printable UTF-8 name; rename it")
+    splits: dict[str, list[str]] = {}
+    for split, pattern in globs.items():
+        splits[split] = [path for path in paths if fnmatch.fnmatch(path, pattern)]
+        if not splits[split]:
+            raise InputError(f"{folder}: no tar fits --{split} {pattern!r}")
+    chosen = [path for of_split in splits.values() for path in of_split]
+    if twice := sorted({path for path in chosen if chosen.count(path) > 1}):
+        raise InputError(f"{folder}: {len(twice)} tars fit several patterns, such as {twice[0]}; narrow them")
+    if not globs:
+        for path in paths:
+            splits.setdefault(_split_of(path), []).append(path)
+    if not splits.get("train"):
+        raise InputError(f"{folder}: holds no tars for training; say which they are with --train 'PATTERN'")
+    return splits
+
+
+def _split_of(path: str) -> str:
+    """By the first word that names a split, in the tar's own name or in the nearest folder; else ``train``."""
+    for part in reversed(path.lower().split("/")):
+        if words := [SPLIT_WORDS[word] for word in re.split(r"[^a-z]+", part) if word in SPLIT_WORDS]:
+            return words[0]
+    return "train"
+
+
+def _tar_pictures(folder: Path, path: str, split: str, layout: TarLayout, notes: list[str]) -> Iterator[SourcePicture]:
+    file = os.path.join(os.path.abspath(folder), path)
+    mtime_ns = os.stat(file).st_mtime_ns
+    without: list[str] = []
+    try:
+        with tarfile.open(file, "r:") as tar:
+            for members in _samples(tar, file):
+                picture = _picture_of(members, file, layout.picture)
+                if picture is None:
+                    without.append(next(iter(members.values())).name)
+                    continue
+                facts = _facts(tar, members["json"], file) if "json" in members else {}
+                yield SourcePicture(
+                    split=split,
+                    name=f"{path}/{picture.name}",
+                    label=_label(tar, file, picture.name, members, facts, layout.label_key),
+                    num_bytes=picture.size,
+                    path=file,
+                    offset=picture.offset_data,
+                    facts=json.dumps(facts) if facts else None,
+                    mtime_ns=mtime_ns,
+                )
+            _check_end(file, tar.offset)
+    except (OSError, tarfile.TarError) as error:
+        raise InputError(f"{file}: not a whole tar ({error})") from error
+    if without:
+        notes.append(f"{path}: {len(without)} samples without a picture are passed over, such as {without[0]}")
+
+
+def _samples(tar: tarfile.TarFile, file: str) -> Iterator[dict[str, tarfile.TarInfo]]:
+    """Members by extension, of each run of members that share their name up to its first dot."""
+    key: str | None = None
+    members: dict[str, tarfile.TarInfo] = {}
+    for member in tar:
+        folder, name = os.path.split(member.name)
+        stem, _, extension = name.partition(".")
+        is_about_the_tar = not folder and name.startswith("__") and name.endswith("__")
+        if not member.isreg() or not stem or not extension or is_about_the_tar:  # as stock readers pass over these
+            continue
+        if (member_key := os.path.join(folder, stem)) != key and members:
+            yield members
+            members = {}
+        key = member_key
+        if extension.lower() in members:
+            raise InputError(f"{file}: {member.name} is there twice")
+        members[extension.lower()] = member
+    if members:
+        yield members
+
+
+def _picture_of(members: dict[str, tarfile.TarInfo], file: str, wanted: str | None) -> tarfile.TarInfo | None:
+    if wanted is not None:
+        return members.get(wanted.lower())
+    found = [extension for extension in members if extension.rpartition(".")[2] in _picture_extensions()]
+    if len(found) > 1:
+        found = [extension for extension in found if "." not in extension] or found
+    if len(found) > 1:
+        name = members[found[0]].name
+        raise InputError(f"{file}: beside {name} there are other pictures ({found}); choose one with --picture")
+    return members[found[0]] if found else None
+
+
+@cache
+def _picture_extensions() -> frozenset[str]:
+    """Of all formats that Pillow reads, without the dot."""
+    return frozenset(name[1:] for name, kind in Image.registered_extensions().items() if kind in Image.OPEN)
+
+
+def _check_end(file: str, offset: int) -> None:
+    """A damaged header ends a tar for every reader; what is behind it would be lost without a word."""
+    with open(file, "rb") as opened:
+        opened.seek(offset)
+        while piece := opened.read(1 << 20):
+            if piece.strip(b"\0"):
+                raise InputError(
+                    f"{file}: goes on after its end at byte {offset:,}; it is damaged there, or several tars in one"
+                )
+
+
+def _label(
+    tar: tarfile.TarFile,
+    file: str,
+    name: str,
+    members: dict[str, tarfile.TarInfo],
+    facts: dict[str, Any],
+    label_key: str | None,
+) -> str:
+    if label_key is not None:
+        value: Any = facts
+        for part in label_key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            raise InputError(f"{file}: {name} has no label under {label_key!r} in its .json, which has {list(facts)}")
+        return str(value)
+    for extension in LABEL_EXTENSIONS:
+        if extension in members:
+            text = _content(tar, members[extension]).decode("utf-8", "replace").strip()
+            if not text or "\n" in text:
+                raise InputError(f"{file}: {members[extension].name} holds {text[:40]!r}, not one label")
+            return text
+    hint = f"; its .json has {list(facts)}: choose one with --label-key" if facts else ""
+    raise InputError(f"{file}: {name} has no label, neither .cls nor .txt{hint}")
+
+
+def _facts(tar: tarfile.TarFile, member: tarfile.TarInfo, file: str) -> dict[str, Any]:
+    try:
+        facts = json.loads(_content(tar, member))
+    except ValueError as error:
+        raise InputError(f"{file}: {member.name} is not JSON ({error})") from error
+    return facts if isinstance(facts, dict) else {}
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    content = tar.extractfile(member)
+    assert content is not None  # regular files have content
+    return content.read()
+
+
+def _numbered(picture: SourcePicture, label_of: dict[str, int], classes_file: Path | None) -> SourcePicture:
+    """With the number of its class, which may already be the label."""
+    text = str(picture.label)
+    label = int(text) if text.isdecimal() and text not in label_of else label_of.get(text, -1)
+    if not 0 <= label < len(label_of):
+        raise InputError(f"{picture.name}: label {text!r} is not among the {len(label_of)} classes of {classes_file}")
+    return replace(picture, label=label)

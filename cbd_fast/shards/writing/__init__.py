@@ -1,0 +1,1 @@
+"""A stream of images to tar shards with their index and manifest."""

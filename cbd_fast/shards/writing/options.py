@@ -1,0 +1,61 @@
+"""What a dataset is to be made into, and who is told while it is made."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from cbd_fast.shards.long_tail import LongTail
+from cbd_fast.shards.writing.validate_image import PictureRules
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardSize:
+    """Where one shard ends and the next begins: at whichever limit comes first."""
+
+    num_bytes: int = 100 * 10**6
+    num_pictures: int = 5000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What a dataset is made into.
+
+    Attributes:
+        seed: chooses the pictures of a long tail, and shuffles all pictures over the shards.
+        size: of a shard.
+        rules: how pictures are checked and stored.
+        tail: the long tail to make of the training split, or None.
+        preset: name of the published dataset that it must be, or None.
+        max_bad_share: of the pictures; if more cannot be used, that is an error at once.
+        is_whole: whether any picture that cannot be used is an error in the end.
+    """
+
+    seed: int = 0
+    size: ShardSize = field(default_factory=ShardSize)
+    rules: PictureRules = field(default_factory=PictureRules)
+    tail: LongTail | None = None
+    preset: str | None = None
+    max_bad_share: float = 0.01
+    is_whole: bool = False
+
+    def num_bad_allowed(self, total: int) -> int:
+        """Pictures of ``total`` that may be left out before the command ends at once."""
+        return int(self.max_bad_share * total)
+
+    def options(self) -> dict[str, Any]:
+        """What decides about the bytes of the shards, for the recipe."""
+        options: dict[str, Any] = {"shard_bytes": self.size.num_bytes, "shard_pictures": self.size.num_pictures}
+        tail = {} if self.tail is None else asdict(self.tail)
+        return options | asdict(self.rules) | tail
+
+
+class Progress:
+    """Told what happens while a dataset is written; this one ignores it."""
+
+    def note(self, message: str) -> None:
+        """Something that a person should know."""
+
+    def start(self, num_pictures: int) -> None:
+        """``num_pictures`` are to be looked at."""
+
+    def update(self, num_pictures: int) -> None:
+        """``num_pictures`` were looked at."""

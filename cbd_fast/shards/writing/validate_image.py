@@ -1,0 +1,238 @@
+"""One picture: checked, and made into what a shard may hold.
+
+A shard holds JPEG, PNG and WebP pictures of 8-bit grey or RGB, which every decoder here reads alike. Bytes that are
+already so go in unchanged unless another size or quality is asked for; any other picture (CMYK, palette, alpha,
+16 bits, animated, BMP, TIFF, ...) is coded anew as 8-bit RGB.
+"""
+
+import io
+import re
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import simplejpeg
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+# MPO is what many phones and cameras write: a JPEG with others behind it, which decoders pass over
+EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
+JPEG_FORMATS = ("JPEG", "MPO")
+VERIFICATIONS = ("full", "header")
+DEFAULT_QUALITY = 90
+DEFAULT_MAX_PIXELS = 2 * 89_478_485  # where Pillow takes a picture for a decompression bomb
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureRules:
+    """How pictures are checked and stored.
+
+    Attributes:
+        verify: ``full`` decodes every picture; ``header`` decodes a JPEG only if it does not end as one should.
+        max_pixels: larger pictures are refused before they are decoded.
+        short_side: pictures are shrunk until the shorter side has this many pixels; None leaves them.
+        max_side: pictures are shrunk until the longer side has at most this many pixels; None leaves them.
+        quality: JPEG quality of what is coded anew. None is 90 for shrunken lossy pictures, and PNG for all others.
+    """
+
+    verify: str = "full"
+    max_pixels: int = DEFAULT_MAX_PIXELS
+    short_side: int | None = None
+    max_side: int | None = None
+    quality: int | None = None
+
+    def target_size(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height in pixels at which a picture is stored; never larger than it is."""
+        scale = 1.0
+        if self.short_side is not None:
+            scale = min(scale, self.short_side / min(width, height))
+        if self.max_side is not None:
+            scale = min(scale, self.max_side / max(width, height))
+        return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedPicture:
+    """What goes into a shard.
+
+    Attributes:
+        data: the picture's file.
+        extension: of its name, without the dot.
+        width: of the coded picture in pixels, orientation tags ignored.
+        height: likewise.
+        converted: whether its format or mode had to be changed.
+        resized: whether it was shrunk.
+        oriented: whether an orientation tag, which everything here ignores, asks for a turned picture.
+    """
+
+    data: bytes
+    extension: str
+    width: int
+    height: int
+    converted: bool = False
+    resized: bool = False
+    oriented: bool = False
+
+
+def check_picture(data: bytes, rules: PictureRules | None = None) -> CheckedPicture:
+    """Checks a picture and returns it as a shard may hold it.
+
+    Args:
+        data: the bytes of a picture file of any format that Pillow reads.
+        rules: how; by default it is decoded completely and keeps its size.
+
+    Raises:
+        ValueError: the bytes are not a whole picture, or it is too large; the message is the reason.
+    """
+    rules = rules or PictureRules()
+    if not data:
+        raise ValueError("the file is empty")
+    try:
+        image = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError as error:
+        raise ValueError("not a picture, or of an unknown format") from error
+    except Exception as error:  # on damaged files Pillow's plugins raise all sorts, IndexError among them
+        raise ValueError(f"cannot be decoded: {first_line(error)}") from error
+    with image:
+        width, height = image.size
+        if width * height > rules.max_pixels:
+            raise ValueError(f"{width} x {height} pixels, more than the {rules.max_pixels} of --max-pixels")
+        try:
+            return _stored(data, image, rules)
+        except Exception as error:
+            raise ValueError(f"cannot be decoded: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, without the place in a library's source that some begin with."""
+    lines = str(error).strip().splitlines()
+    return re.sub(r"^\w+, /\S+:\d+, ", "", lines[0]) if lines else type(error).__name__
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """``(height, width)`` or ``(height, width, 3)`` uint8 as a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _stored(data: bytes, image: Image.Image, rules: PictureRules) -> CheckedPicture:
+    image_format, (width, height) = image.format or "", image.size
+    target = rules.target_size(width, height)
+    oriented = image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1)
+    fits = image_format in EXTENSIONS and _is_plain(data, image)
+    if fits and target == image.size and (rules.quality is None or image_format in JPEG_FORMATS):
+        _verify(data, image, rules)
+        extension = EXTENSIONS[image_format]
+        return CheckedPicture(data=data, extension=extension, width=width, height=height, oriented=oriented)
+    if image_format == "PNG":
+        _check_png(data, image)
+    pixels = _decode_jpeg(data) if fits and image_format in JPEG_FORMATS else _to_rgb(image)
+    if target != image.size:
+        pixels = _shrink(pixels, *target)
+    as_jpeg = rules.quality is not None or (target != image.size and _is_lossy(data, image))
+    return CheckedPicture(
+        data=_encode_jpeg(pixels, rules.quality or DEFAULT_QUALITY) if as_jpeg else encode_png(pixels),
+        extension="jpg" if as_jpeg else "png",
+        width=target[0],
+        height=target[1],
+        converted=not fits,
+        resized=target != image.size,
+        oriented=oriented,
+    )
+
+
+def _is_plain(data: bytes, image: Image.Image) -> bool:
+    """Whether the picture is still and of 8-bit grey or RGB, as every decoder reads it."""
+    if image.mode not in ("L", "RGB"):
+        return False
+    if image.format == "PNG":
+        bit_depth, color_type = data[24], data[25]
+        return bit_depth == 8 and color_type in (0, 2) and not _is_animated(image)
+    return image.format == "MPO" or not _is_animated(image)
+
+
+def _is_lossy(data: bytes, image: Image.Image) -> bool:
+    if image.format != "WEBP":
+        return image.format in JPEG_FORMATS
+    position = 12  # a RIFF file: chunks of four letters and a length follow
+    while position + 8 <= len(data):
+        if data[position : position + 4] == b"VP8L":
+            return False
+        length = int.from_bytes(data[position + 4 : position + 8], "little")
+        position += 8 + length + length % 2
+    return True
+
+
+def _is_animated(image: Image.Image) -> bool:
+    return getattr(image, "n_frames", 1) > 1
+
+
+def _verify(data: bytes, image: Image.Image, rules: PictureRules) -> None:
+    if image.format not in JPEG_FORMATS:
+        _check_png(data, image) if image.format == "PNG" else image.load()
+    elif rules.verify == "full" or not data.endswith(b"\xff\xd9"):
+        try:
+            # At 1/8 of the size every coded byte is still read, and what libjpeg only warns of is an error here.
+            simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1, min_factor=8, strict=True)
+        except ValueError as warning:
+            _decode_by_reference(data, warning)
+
+
+def _decode_jpeg(data: bytes) -> np.ndarray:
+    """``(height, width, 3)`` uint8."""
+    try:
+        return simplejpeg.decode_jpeg(data, "RGB", strict=True)
+    except ValueError as warning:
+        return _decode_by_reference(data, warning)
+
+
+def _decode_by_reference(data: bytes, warning: ValueError) -> np.ndarray:
+    """``(height, width, 3)`` uint8 by the decoder that training uses: many of libjpeg's warnings are harmless."""
+    if "premature end" in str(warning).lower():  # decoders fill up with grey what was cut off
+        raise ValueError("cut off: its data ends before its pixels do") from warning
+    from cbd_fast.shards.reference_decoder import decode_rgb  # takes seconds to import and is rarely needed
+
+    return decode_rgb(np.frombuffer(data, np.uint8).copy()).permute(1, 2, 0).numpy()
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    """The (first frame of the) picture, ``(height, width, 3)`` uint8; transparency is dropped, as is usual."""
+    if image.mode == "F":
+        raise ValueError("has floating-point pixels, of which nobody knows the range")
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255 instead of scaling
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    return np.asarray(image.convert("RGB"))
+
+
+def _shrink(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Bilinear with antialiasing, as the loader resizes; ``(height, width, 3)`` uint8."""
+    import torch  # takes seconds to import, and most shards keep their pictures' size
+
+    # unsqueezed before it is permuted, PyTorch knows it as channels-last and returns the same, without a copy
+    picture = torch.from_numpy(np.array(pixels)).unsqueeze(0).permute(0, 3, 1, 2)
+    shrunken = torch.nn.functional.interpolate(picture, (height, width), mode="bilinear", antialias=True)
+    return np.ascontiguousarray(shrunken[0].permute(1, 2, 0).numpy())
+
+
+def _encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:
+    return simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="RGB", colorsubsampling="420")
+
+
+def _check_png(data: bytes, image: Image.Image) -> None:
+    """Checks a PNG to its last byte: torchvision 0.29 crashes on damaged ones, and Pillow lets short ones pass."""
+    Image.open(io.BytesIO(data)).verify()
+    image.load()
+    parts, position = [], 8
+    while position < len(data):
+        length = int.from_bytes(data[position : position + 4], "big")
+        if data[position + 4 : position + 8] == b"IDAT":
+            parts.append(data[position + 8 : position + 8 + length])
+        position += 12 + length
+    bit_depth, color_type, is_interlaced = data[24], data[25], data[28]
+    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color_type]
+    width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+    num_bytes = height * (1 + (width * channels * bit_depth + 7) // 8)  # each row has a filter byte
+    inflate = zlib.decompressobj()
+    inflated = inflate.decompress(b"".join(parts), 2 * num_bytes + 1024)  # interlaced pictures have more rows
+    if not inflate.eof or len(inflated) < num_bytes or (len(inflated) > num_bytes and not is_interlaced):
+        raise ValueError("the compressed data is not as long as the picture")

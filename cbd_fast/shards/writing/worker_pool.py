@@ -1,0 +1,201 @@
+"""Processes that make shards: the command hands each one shard after the other, until none is left.
+
+Processes, not threads: much of the work is Python's, and a decoder that crashes on a damaged picture ends its process
+alone. All that they leave is in the work folder, so whoever comes next finds it, however this command ends.
+
+A worker says ``next`` on its standard output for each shard that it can take, and is told its number in the job, or
+``end``. When its standard input ends without that, the command is dead, and the worker ends at once: otherwise it would
+go on, and be in the way of the same command given again.
+"""
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from queue import SimpleQueue
+from typing import NoReturn
+
+import numpy as np
+from PIL import Image
+
+from cbd_fast.errors import InputError, RunError
+from cbd_fast.files import write_whole
+from cbd_fast.shards.writing.catalog import read_listing
+from cbd_fast.shards.writing.tar_writer import ShardWriter
+from cbd_fast.shards.writing.work_items import Job, Skipped, printable
+
+POLL_SECONDS = 0.1
+JOB_NAME, PROGRESS_NAME = "job.json", "progress"
+NUM_PICTURES, NUM_BAD, SHARD, PLACE = range(4)  # columns of the progress, of which each worker writes one row
+NUM_SHOWN = 5
+
+
+class TooManyBadError(RunError):
+    """More pictures cannot be used than are allowed; ``skipped`` are those of the unfinished shard."""
+
+    def __init__(self, message: str, skipped: list[Skipped]) -> None:
+        """Keeps both."""
+        super().__init__(message)
+        self.skipped = skipped
+
+
+def make_shards(job: Job, num_workers: int, on_progress: Callable[[int], None]) -> None:
+    """Makes the shards of a job.
+
+    Args:
+        job: what is to be done.
+        num_workers: processes.
+        on_progress: called with the number of pictures that were looked at so far.
+
+    Raises:
+        RunError: a shard could not be made, or too many pictures are bad.
+        OSError: the work folder cannot be written.
+    """
+    if not job.shards:
+        return
+    num_workers = min(num_workers, len(job.shards))
+    write_whole(job.work / JOB_NAME, job.to_json())
+    np.zeros((num_workers, 4), np.int64).tofile(job.work / PROGRESS_NAME)
+    progress = _progress(job.work)
+    upcoming = iter(range(len(job.shards)))
+    workers = [_start(job.work, number) for number in range(num_workers)]
+    try:
+        with selectors.DefaultSelector() as selector:
+            for number, worker in enumerate(workers):
+                assert worker.stdout is not None
+                selector.register(worker.stdout, selectors.EVENT_READ, number)
+            while selector.get_map():
+                for key, _ in selector.select(POLL_SECONDS):
+                    if not _answer(workers[key.data], job, progress[key.data], upcoming):
+                        selector.unregister(key.fileobj)
+                on_progress(int(progress[:, NUM_PICTURES].sum()))
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.communicate()
+
+
+def _start(work: Path, number: int) -> "subprocess.Popen[str]":
+    package = str(Path(__file__).parents[3])
+    path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.Popen(
+        [sys.executable, "-m", __name__, str(work), str(number)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        close_fds=False,  # a worker that outlives a killed command keeps its folder from the next one
+        # one core each: the parallelism is over workers
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+    )
+
+
+def _answer(worker: "subprocess.Popen[str]", job: Job, progress: np.ndarray, upcoming: Iterator[int]) -> bool:
+    """Reads what a worker says; false if it has ended well."""
+    assert worker.stdout is not None
+    assert worker.stdin is not None
+    line = worker.stdout.readline()
+    if line == "next\n":
+        taken = next(upcoming, None)
+        try:
+            worker.stdin.write("end\n" if taken is None else f"{taken}\n")
+            worker.stdin.flush()
+        except BrokenPipeError:  # it has just died; the end of its output will say so
+            pass
+        return True
+    if line:
+        said = json.loads(line)
+        if said["skipped"]:
+            raise TooManyBadError(said["error"], [Skipped(**skip) for skip in said["skipped"]])
+        raise RunError(said["error"])
+    if worker.wait() != 0:
+        raise RunError(_death(job, progress, worker.returncode))
+    return False
+
+
+def _death(job: Job, progress: np.ndarray, exitcode: int) -> str:
+    """What a worker did when it died without a word."""
+    cause = f"was killed by signal {-exitcode}" if exitcode < 0 else f"ended with {exitcode}"
+    shard, place = job.shards[int(progress[SHARD])], int(progress[PLACE])
+    with read_listing(job.listing) as listing:
+        names = [picture.name for picture in listing.pictures(shard.split, range(place, place + 1))]
+    doing = f" at {printable(names[0])!r} of {shard.split}, or just after it" if names else ""
+    return f"a worker {cause}{doing}; if it was killed for its memory, give fewer --workers"
+
+
+def _progress(work: Path) -> np.ndarray:
+    # as a plain array: counting in a memmap is several times slower
+    return np.memmap(work / PROGRESS_NAME, np.int64, "r+").view(np.ndarray).reshape(-1, 4)
+
+
+def _work(work: Path, number: int) -> None:
+    job = Job.from_json((work / JOB_NAME).read_text())
+    everybody = _progress(work)
+    progress = everybody[number]
+
+    def on_picture() -> None:
+        progress[NUM_PICTURES] += 1
+        progress[PLACE] += 1
+
+    def on_skip(skipped: list[Skipped]) -> None:
+        progress[NUM_BAD] += 1
+        num_bad = job.num_bad + int(everybody[:, NUM_BAD].sum())
+        if num_bad > job.num_bad_allowed:
+            raise TooManyBadError(
+                f"{num_bad:,} pictures cannot be used, and {job.num_bad_allowed:,} are allowed (--max-bad, --strict): "
+                f"{'; '.join(map(str, skipped[-NUM_SHOWN:]))}",
+                skipped,
+            )
+
+    writer = ShardWriter(job, on_picture, on_skip)
+    try:
+        with read_listing(job.listing) as listing:
+            for taken in _given():
+                shard = job.shards[taken]
+                progress[SHARD], progress[PLACE] = taken, shard.first - 1
+                writer.make(shard, listing.pictures(shard.split, shard.places))
+    finally:
+        writer.finish()  # whatever became of the last shard, the one before is whole
+
+
+def _given() -> Iterator[int]:
+    """Numbers of the shards that the command gives."""
+    lines: SimpleQueue[str] = SimpleQueue()
+
+    def listen() -> None:
+        line = ""
+        for line in sys.stdin:
+            lines.put(line)
+        if line != "end\n":
+            os._exit(1)
+
+    threading.Thread(target=listen, daemon=True).start()
+    while True:
+        print("next", flush=True)
+        if (line := lines.get()) == "end\n":
+            return
+        yield int(line)
+
+
+def main() -> NoReturn:
+    """A worker: ``python -m cbd_fast.shards.writing.worker_pool WORK NUMBER``."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command hears it, and ends its workers
+    Image.MAX_IMAGE_PIXELS = None  # --max-pixels decides
+    warnings.simplefilter("ignore")  # Pillow warns about odd metadata of pictures that decode well
+    try:
+        _work(Path(sys.argv[1]), int(sys.argv[2]))
+    except (OSError, InputError, RunError) as error:
+        skipped = error.skipped if isinstance(error, TooManyBadError) else []
+        print(json.dumps({"error": str(error), "skipped": [asdict(skip) for skip in skipped]}), flush=True)
+        os._exit(1)
+    os._exit(0)  # a thread may still wait for the command
+
+
+if __name__ == "__main__":
+    main()

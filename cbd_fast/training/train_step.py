@@ -1,0 +1,143 @@
+"""One step of learning: what both stages, the rehearsal and the benchmarks repeat."""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import Tensor
+
+from cbd_fast.config.schema import Config
+from cbd_fast.loading.loader import Batch
+from cbd_fast.training.models import CosineModel, Output
+from cbd_fast.training.optim import make_optimizer
+from cbd_fast.training.optimized_model import Beside, inference_dtype, teachers_in_best_form
+from cbd_fast.training.plan import Losses, Stage
+
+# steps after which compiling, which takes time first, is won back on two cores: see benchmarks/train_step.py
+MIN_STEPS_FOR_TEACHERS, MIN_STEPS_FOR_MODEL = 500, 2000
+MAX_SIZE_ON_CPU = 64  # of pictures, above which compiling a model for the CPU is not won back at all
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learner:
+    """A model on its device, and what it learns with.
+
+    Attributes:
+        accelerator: of the run.
+        plain: the model itself, which is evaluated and saved.
+        model: the same as Accelerate has prepared it.
+        optimizer: likewise.
+        teachers: in their best form; None without any.
+        losses: of the stage.
+        layout: of pictures and weights in memory.
+    """
+
+    accelerator: Accelerator
+    plain: CosineModel
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    teachers: Beside | None
+    losses: Losses
+    layout: torch.memory_format
+
+    def update(self, batch: Batch, learning_rate: float) -> Iterator[tuple[dict[str, Tensor], Output, Tensor]]:
+        """Updates the weights once, with this process's part of a batch, which it takes in as many parts as is set.
+
+        Yields:
+            Of each part the losses, what the model made of the pictures, and their labels.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        num_parts = self.accelerator.gradient_accumulation_steps
+        images = batch.images.contiguous(memory_format=self.layout)
+        for part, labels in zip(images.chunk(num_parts), batch.labels.chunk(num_parts), strict=True):
+            yield *self.learn(part, labels), labels
+
+    def learn(self, images: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], Output]:
+        """Learns from a batch, or a part of one, after whose last part Accelerate updates the weights.
+
+        Args:
+            images: ``(B, 3, H, W)`` on the model's device.
+            labels: ``(B,)`` int64, likewise.
+
+        Returns:
+            The losses, and what the model made of the pictures; only fp16's loss scale waits for the device here.
+        """
+        with self.accelerator.accumulate(self.model):
+            target = self.teachers.begin(images) if self.teachers else None
+            with self.accelerator.autocast():
+                output = self.model(images)
+            losses = self.losses(output, labels, target() if target else None)
+            self.accelerator.backward(losses["loss"])
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return losses, output
+
+    def free(self) -> None:
+        """Lets go of the device's memory and of what was compiled, of which torch.compile keeps a few kinds at most."""
+        self.accelerator.free_memory(self.model, self.optimizer)
+        torch._dynamo.reset()
+
+
+def make_learner(stage: Stage, config: Config, accelerator: Accelerator) -> Learner:
+    """Puts a stage's model and teachers on the device, in the form in which they train fastest."""
+    device, runtime = accelerator.device, config.runtime
+    if accelerator.scaler is not None:  # fp16; each model's loss scale is its own
+        accelerator.scaler = torch.amp.GradScaler(device.type)
+    layout = torch.channels_last if runtime.channels_last else torch.contiguous_format
+    plain = stage.model.to(device).to(memory_format=layout)
+    compiles_model, compiles_teachers = what_is_compiled(config, device, stage.job.num_steps)
+    torch._dynamo.config.suppress_errors = runtime.compile is None  # what nobody asked for must not end a run
+    teachers = None
+    if stage.teachers:
+        precision = config.mixed_precision if runtime.teacher_precision == "auto" else runtime.teacher_precision
+        best = teachers_in_best_form(stage.teachers.to(device), inference_dtype(precision, device), compiles_teachers)
+        teachers = Beside(best, device)
+    model, optimizer = accelerator.prepare(plain, make_optimizer(plain, config.optimization))
+    if compiles_model:
+        model.compile()
+    return Learner(
+        accelerator=accelerator,
+        plain=plain,
+        model=model,
+        optimizer=optimizer,
+        teachers=teachers,
+        losses=stage.losses,
+        layout=layout,
+    )
+
+
+def what_is_compiled(config: Config, device: torch.device, num_steps: int) -> tuple[bool, bool]:
+    """Whether the model that learns is compiled, and whether its teachers are."""
+    setting = config.runtime.compile
+    if setting is not None:
+        return setting, setting
+    if num_steps < MIN_STEPS_FOR_TEACHERS or not compiler_works(device):
+        return False, False
+    # on two cores a step of ResNet-32 took 218 ms instead of 257, but one of ResNet-50 as long as before
+    is_small = config.mixed_precision == "no" and config.data.image_size <= MAX_SIZE_ON_CPU
+    pays_for_model = device.type != "cpu" or is_small
+    return pays_for_model and num_steps >= MIN_STEPS_FOR_MODEL, True
+
+
+@cache
+def compiler_works(device: torch.device) -> bool:
+    """Whether torch.compile can be used; on the CPU it needs a C++ compiler and Python's headers."""
+    try:
+        torch.compile(torch.sin)(torch.zeros(2, device=device))
+    except Exception as error:  # of many kinds
+        reason = str(error).splitlines()[0]
+        warnings.warn(f"torch.compile does not work here ({reason}); this run goes on without it", stacklevel=1)
+        return False
+    return True
+
+
+def agree_on_buffers(model: torch.nn.Module, accelerator: Accelerator) -> None:
+    """Gives every process the main one's batch-norm statistics, which are the ones that are saved."""
+    if accelerator.num_processes > 1:
+        for buffer in model.buffers():
+            buffer.copy_(broadcast(buffer))

@@ -1,0 +1,98 @@
+import pytest
+
+from cbd_fast.config.file import read_config
+from cbd_fast.errors import InputError
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("output: runs/x\ndata: {shards: s, num_classes: 10}\noptimization: {epochs: 2}\n")
+    return path
+
+
+def test_overrides(path):
+    config = read_config(
+        path,
+        [
+            "optimization.weight_decay=1e-4",
+            "stages=one",
+            "mixed_precision=no",
+            "stage_one.teachers=[{seed: 1}, {seed: 1, color_jitter: 1}]",
+            "data.augmentation.mean=[0.5, 0.5, 0.5]",
+        ],
+    )
+    assert config.optimization.weight_decay == 1e-4
+    assert (config.stages, config.mixed_precision) == ("one", "no")
+    assert [teacher.color_jitter for teacher in config.stage_one.teachers] == [0, 1]
+    assert config.data.augmentation.mean == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimisation.epochs=3", "optimisation: no such setting; did you mean optimization"),
+        ("optimization.epoch=3", r"optimization\.epoch: no such setting; did you mean optimization\.epochs\?"),
+        ("optimization.epochs=many", r"optimization\.epochs: must be a valid number, not 'many'"),
+        ("optimization.epochs=-1", r"optimization\.epochs: must be greater than 0, not -1"),
+        ("optimization.global_batch=12.5", r"optimization\.global_batch: must be a valid integer, not 12\.5"),
+        ("optimization.global_batch=true", r"optimization\.global_batch: must be a valid integer, not True"),
+        ("optimization.steps=5", "set either `epochs` or `steps`, and not both"),
+        ("optimization.accumulation=3", "accumulation 3 must divide optimization.global_batch 128"),
+        ("stages=three", "stages: must be 'one', 'two' or 'both', not 'three'"),
+        ("mixed_precision=half", "mixed_precision: must be 'no', 'bf16' or 'fp16', not 'half'"),
+        ("model.backbone=vgg", r"model\.backbone: must be 'resnet18'"),
+        ("stage_two.alpha=1.5", r"stage_two\.alpha: must be less than or equal to 1, not 1\.5"),
+        ("stage_one.teachers=[]", "stage_one.teachers is empty: distillation needs a teacher"),
+        ("stage_one.teachers=[{seed: 1}, {seed: 1}]", "two teachers have the same seed"),
+        ("data.augmentation.min_area=0", r"data\.augmentation\.min_area: must be greater than 0"),
+        ("data.augmentation.crop=center", "data.augmentation.crop center is for testing"),
+        ("data={shards: s}", r"data\.num_classes: must be set"),
+        ("data.augmentation={crop: pad_and_crop, padding: 224}", "padding 224 must be below data.image_size 224"),
+        ("data.augmentation.color_jitter=1", "color_jitter is each model's own"),
+        ("optimization.epochs=.inf", r"optimization\.epochs: must be a finite number"),
+        ("seed=99999999999999999999", "seed: must be less than"),
+        (
+            "stage_one.teachers=[{sead: 1}]",
+            r"stage_one\.teachers\.0\.sead: no such setting; did you mean stage_one.teac",
+        ),
+        ("epochs", "not a setting; write name=value"),
+        ("output.x=1", "output is a setting, not a section"),
+        ("seed={", "the value is not YAML"),
+        ("trackers=3", "trackers: must be a list, not 3"),
+    ],
+)
+def test_impossible_settings_are_refused_by_name(path, override, message):
+    with pytest.raises(InputError, match=message):
+        read_config(path, [override])
+
+
+def test_all_mistakes_are_told_at_once(path):
+    with pytest.raises(InputError, match=r"stages: .*; optimization\.momentum: "):
+        read_config(path, ["stages=all", "optimization.momentum=1"])
+
+
+def test_unreadable_files(tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        read_config(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(InputError, match="holds no settings"):
+        read_config(tmp_path / "list.yaml")
+    (tmp_path / "odd.yaml").write_text("a: [")
+    with pytest.raises(InputError, match="not YAML"):
+        read_config(tmp_path / "odd.yaml")
+    (tmp_path / "python.yaml").write_text("!!python/object/apply:os.system ['true']")
+    with pytest.raises(InputError, match="not YAML"):
+        read_config(tmp_path / "python.yaml")
+
+
+def test_resolved_settings_can_be_run_again(path, tmp_path):
+    config = read_config(path, ["stage_one.teachers=[{seed: 3}]"])
+    again = tmp_path / "again.yaml"
+    again.write_text(config.to_yaml())
+    assert read_config(again) == config
+
+
+def test_none_is_nothing(path):
+    assert read_config(path, ["runtime.resident=0.2"]).runtime.resident == 0.2
+    assert read_config(path, ["runtime.resident=none", "runtime.num_threads=null"]).runtime.resident is None

@@ -1,0 +1,242 @@
+import shutil
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from cbd_fast import Augmentation, Loader
+from cbd_fast.errors import InputError, RunError
+from cbd_fast.loading import images
+from cbd_fast.shards.reader import ShardSet
+
+OPTIONS = {"batch_size": 6, "image_size": 32, "device": "cpu", "num_threads": 2}
+
+
+@pytest.fixture
+def make(photo_shards):
+    """Makes loaders of the photographs and closes them in the end."""
+    loaders = []
+
+    def make(shards=photo_shards, **options):
+        loaders.append(Loader(shards, **(OPTIONS | options)))
+        return loaders[-1]
+
+    yield make
+    for loader in loaders:
+        loader.close()
+
+
+def same(first, second):
+    return (
+        torch.equal(first.images, second.images)
+        and torch.equal(first.labels, second.labels)
+        and torch.equal(first.ids, second.ids)
+        and first.step == second.step
+    )
+
+
+def test_a_batch(make):
+    loader = make(sampling="class_balanced")
+    batch = loader.batch(0)
+    assert batch.images.shape == (6, 3, 32, 32)
+    assert batch.images.dtype == torch.float32
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    assert batch.labels.bincount(minlength=3).tolist() == [2, 2, 2]
+    assert (batch.labels.dtype, batch.ids.dtype) == (torch.int64, torch.int64)
+    assert batch.labels.tolist() == loader.shards.index.rows["label"][batch.ids.numpy()].tolist()
+
+
+@pytest.mark.parametrize("decoder", ["torch", "dali"])
+@pytest.mark.parametrize("sampling", ["instance", "class_balanced", "square_root", "progressive"])
+def test_any_step_can_be_the_first(make, sampling, decoder):
+    options = {"sampling": sampling, "decoder": decoder, "total_steps": 20}
+    whole = list(make(**options).steps(0, 8))
+    resumed = list(make(**options, prefetch=1, num_threads=1).steps(5, 8))
+    assert all(same(a, b) for a, b in zip(whole[5:], resumed, strict=True))
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_processes_share_a_global_batch(make, world_size):
+    augmentation = Augmentation(color_jitter=1.0)
+    whole = list(make(augmentation=augmentation).steps(0, 4))
+    ranks = [make(augmentation=augmentation, rank=rank, world_size=world_size) for rank in range(world_size)]
+    for step, batch in enumerate(whole):
+        parts = [loader.batch(step) for loader in ranks]
+        assert torch.cat([part.ids for part in parts]).tolist() == batch.ids.tolist()
+        torch.testing.assert_close(torch.cat([part.images for part in parts]), batch.images, atol=1e-6, rtol=0)
+        boxes = np.concatenate([loader.plan(step).boxes for loader in ranks])
+        np.testing.assert_array_equal(boxes, make(augmentation=augmentation).plan(step).boxes)
+
+
+def test_passes_follow_one_another(make):
+    loader, whole = make(), make()
+    assert len(loader) == 3  # of 19 pictures in batches of 6
+    batches = [*loader, *loader]
+    assert [batch.step for batch in batches] == list(range(6))
+    assert all(same(a, b) for a, b in zip(batches, whole.steps(0, 6), strict=True))
+
+
+def test_instance_sampling_sees_every_picture_once_in_so_many_draws(make):
+    ids = torch.cat([batch.ids for batch in make(batch_size=19).steps(2, 3)])
+    assert sorted(ids.tolist()) == list(range(19))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_sequential_is_exact_with_any_number_of_processes(make, world_size):
+    seen = []
+    for rank in range(world_size):
+        loader = make(sampling="sequential", batch_size=8, rank=rank, world_size=world_size)
+        assert len(loader) == 3
+        for _ in range(2):  # every pass is the same
+            ids = [row for batch in loader for row in batch.ids.tolist()]
+        seen += ids
+    assert sorted(seen) == list(range(19))
+
+
+def test_test_pictures_are_centre_crops(make):
+    loader = make(split="test", sampling="sequential")
+    plan = loader.plan(0)
+    sizes = loader.shards.index.rows[plan.rows][["height", "width"]].tolist()
+    assert plan.boxes[:, 2].tolist() == [round(min(size) * 224 / 256) for size in sizes]
+    assert not plan.flips.any()
+
+
+def test_a_bare_loop_that_stops_early_leaves_no_threads(photo_shards):
+    before = threading.active_count()
+    with Loader(photo_shards, **OPTIONS) as loader:
+        for _ in loader:
+            break
+    assert threading.active_count() == before
+
+
+def with_bad_pictures(photo_shards, folder, num_bad, split="train", label=0):
+    """A copy in which the first pictures of a class are overwritten; returns it and their rows."""
+    copy = shutil.copytree(photo_shards, folder / "copy")
+    shards = ShardSet(copy, split)
+    rows = list(range(int(shards.index.starts[label]), int(shards.index.starts[label]) + num_bad))
+    for row in rows:
+        place = shards.index.rows[row]
+        with open(shards.paths[int(place["shard"])], "r+b") as file:
+            file.seek(int(place["offset"]))
+            file.write(b"\0" * int(place["size"]))
+    return copy, rows
+
+
+@pytest.mark.parametrize("decoder", ["torch", "dali"])
+def test_a_bad_picture_is_replaced_by_the_next_of_its_class(make, photo_shards, tmp_path, decoder):
+    copy, bad = with_bad_pictures(photo_shards, tmp_path, 2)
+    told = []
+    damaged = make(
+        copy,
+        sampling="class_balanced",
+        decoder=decoder,
+        max_bad_share=0.2,
+        on_bad_picture=lambda name, reason: told.append((name, reason)),
+    )
+    whole = make(sampling="class_balanced", decoder=decoder)
+    first = list(damaged.steps(0, 12))
+    for batch, expected in zip(first, whole.steps(0, 12), strict=True):
+        assert batch.labels.tolist() == expected.labels.tolist()
+        wanted = [2 if row in bad else row for row in expected.ids.tolist()]
+        assert batch.ids.tolist() == wanted
+        kept = ~np.isin(expected.ids.numpy(), bad)
+        assert torch.equal(batch.images[kept], expected.images[kept])
+    assert sorted(damaged.bad_pictures) == bad
+    assert sorted(name for name, _ in told) == sorted(damaged.shards.name(row) for row in bad)
+    assert all(reason for _, reason in told)
+    # what is known to be bad changes nothing any more
+    assert [batch.ids.tolist() for batch in damaged.steps(0, 12)] == [batch.ids.tolist() for batch in first]
+
+
+@pytest.mark.parametrize("decoder", ["torch", "dali"])
+def test_a_picture_that_only_the_decoder_refuses_is_replaced_too(make, photo_shards, tmp_path, decoder):
+    copy, bad = with_bad_pictures(photo_shards, tmp_path, 1)
+    damaged = make(copy, sampling="class_balanced", decoder=decoder)
+    damaged.shards.read = trusting_read(damaged.shards)  # as if the crc32 were that of the damaged bytes
+    for batch, expected in zip(damaged.steps(0, 12), make(sampling="class_balanced").steps(0, 12), strict=True):
+        assert batch.ids.tolist() == [1 if row in bad else row for row in expected.ids.tolist()]
+    assert sorted(damaged.bad_pictures) == bad
+
+
+def trusting_read(shards):
+    def read(row):
+        place = shards.index.rows[row]
+        data = shards.paths[int(place["shard"])].read_bytes()
+        return np.frombuffer(data, np.uint8, int(place["size"]), int(place["offset"])).copy()
+
+    return read
+
+
+def test_a_bad_test_picture_is_left_out(make, photo_shards, tmp_path):
+    copy, bad = with_bad_pictures(photo_shards, tmp_path, 1, split="test", label=1)
+    loader = make(copy, split="test", sampling="sequential")
+    for _ in range(3):  # and no other one comes in its place when it is known
+        assert sorted(row for batch in loader for row in batch.ids.tolist()) == sorted(set(range(6)) - set(bad))
+
+
+def test_too_many_bad_pictures_are_an_error_that_names_them(make, photo_shards, tmp_path):
+    copy, _ = with_bad_pictures(photo_shards, tmp_path, 3)
+    loader = make(copy, sampling="class_balanced", max_bad_share=0.1)
+    with pytest.raises(RunError, match="2 of 19 pictures cannot be decoded") as error:
+        list(loader.steps(0, 12))
+    assert "train-000000.tar:" in str(error.value)
+
+
+def test_a_class_of_bad_pictures_alone_is_an_error(make, photo_shards, tmp_path):
+    copy, _ = with_bad_pictures(photo_shards, tmp_path, 2, label=2)
+    loader = make(copy, sampling="class_balanced", max_bad_share=0.5)
+    with pytest.raises(RunError, match="no picture of class 'cat' can be decoded"):
+        list(loader.steps(0, 12))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sampling": "random"}, "sampling='random': must be one of"),
+        ({"decoder": "pil"}, "decoder='pil': must be one of"),
+        ({"batch_size": 0}, "batch_size=0: must be at least 1"),
+        ({"batch_size": 7, "rank": 0, "world_size": 2}, "batch_size=7: must be a multiple of the 2 processes"),
+        ({"rank": 2, "world_size": 2}, "rank=2: must be 0 or more and below world_size=2"),
+        ({"sampling": "progressive"}, "needs the number of steps"),
+        ({"split": "val"}, "no split 'val'"),
+    ],
+)
+def test_impossible_settings_are_refused(make, options, message):
+    with pytest.raises(InputError, match=message):
+        make(**options)
+
+
+def test_the_lines_of_the_readme(photo_shards):
+    """In a fresh interpreter, with nothing but the package."""
+    program = f"""
+from cbd_fast import Loader
+
+shards = {str(photo_shards)!r}
+for batch in Loader(shards, split="train", sampling="class_balanced", batch_size=6, image_size=224, seed=0):
+    print(batch.step, tuple(batch.images.shape), sorted(batch.labels.tolist()), len(batch.ids))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [f"{step} (6, 3, 224, 224) [0, 0, 1, 1, 2, 2] 6" for step in range(3)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("decoder", ["torch", "dali"])
+def test_batches_on_the_gpu_are_those_of_the_cpu(make, decoder):
+    on_cpu, on_gpu = make(sampling="class_balanced"), make(sampling="class_balanced", decoder=decoder, device="cuda")
+    for expected, batch in zip(on_cpu.steps(0, 4), on_gpu.steps(0, 4), strict=True):
+        assert batch.images.device.type == batch.labels.device.type == "cuda"
+        assert batch.ids.tolist() == expected.ids.tolist()
+        assert (batch.images.cpu() - expected.images).abs().mean() <= 2 / 255
+
+
+def test_without_dali_torchvision_decodes(make, monkeypatch):
+    def nothing(name):
+        raise ModuleNotFoundError(name)
+
+    expected = make(decoder="torch").batch(0)
+    monkeypatch.setattr(images, "find_spec", nothing)
+    monkeypatch.setattr(images, "DaliDecoder", None)
+    assert same(make(decoder="auto").batch(0), expected)

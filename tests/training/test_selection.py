@@ -1,0 +1,181 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from torch import nn
+
+from cbd_fast import train as command
+from cbd_fast.config.schema import Config
+from cbd_fast.errors import InputError
+from cbd_fast.shards.reader import ShardSet
+from cbd_fast.shards.sources.image_folder import folder_source
+from cbd_fast.shards.writing.dataset_writer import write_dataset
+from cbd_fast.shards.writing.options import Wanted
+from cbd_fast.training import meter
+from cbd_fast.training.evaluation import count_correct, summarize
+from cbd_fast.training.plan import load_model
+from cbd_fast.training.run_dir import Records
+from cbd_fast.training.selection import Best, selection_interval
+from cbd_fast.ui.dashboard import Silent
+
+
+@pytest.fixture(scope="module")
+def shards_with_val(picture_folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("shards") / "with_val"
+    folders = {"train": picture_folder / "train", "val": picture_folder / "test", "test": picture_folder / "test"}
+    write_dataset(folder_source(folders), out, Wanted(), num_workers=1)
+    return ShardSet(out, "train")
+
+
+def config_of(shards, **settings) -> Config:
+    optimization = {"steps": 5, "global_batch": 6}
+    data = {"shards": str(shards), "num_classes": 3}
+    return Config.model_validate({"output": "", "data": data, "optimization": optimization} | settings)
+
+
+def model_of(value: float) -> nn.Linear:
+    model = nn.Linear(2, 2)
+    nn.init.constant_(model.weight, value)
+    return model
+
+
+def value_in(best: Best) -> float:
+    model = model_of(-1)
+    best.load(model)
+    assert (model.weight == model.weight[0, 0]).all()
+    return model.weight[0, 0].item()
+
+
+def test_the_best_is_kept(tmp_path):
+    best = Best(tmp_path / "student", is_main=True)
+    for step, accuracy in ((10, 20.0), (20, 30.0), (30, 30.0), (40, 25.0)):
+        best.offer(step, accuracy, model_of(step))
+    assert best.state == {"step": 20, "per_class_mean": 30.0}  # of equals, the first
+    assert value_in(best) == 20
+    assert [path.name for path in (tmp_path / "student").iterdir()] == ["best-00000020.safetensors"]
+
+
+def test_a_killed_run_goes_on_with_the_best_that_its_checkpoint_knew(tmp_path):
+    best = Best(tmp_path, is_main=True)
+    best.offer(10, 20.0, model_of(10))
+    state = json.loads(json.dumps(best.state))  # in the checkpoint's file
+    best.checkpointed()
+    best.offer(20, 30.0, model_of(20))
+    best.offer(30, 40.0, model_of(30))
+    assert len(list(tmp_path.iterdir())) == 2  # that of the checkpoint and the best
+    again = Best(tmp_path, is_main=True, found=state)
+    assert value_in(again) == 10
+    assert len(list(tmp_path.iterdir())) == 1
+    again.offer(20, 10.0, model_of(21))
+    assert value_in(again) == 10
+
+
+def test_best_weights_that_are_gone_are_missed_at_once(tmp_path):
+    with pytest.raises(InputError, match=r"best-00000010.safetensors: missing, .*; remove .* to train it again"):
+        Best(tmp_path, is_main=True, found={"step": 10, "per_class_mean": 20.0})
+
+
+def test_only_the_main_process_writes(tmp_path):
+    best = Best(tmp_path / "student", is_main=False)
+    best.offer(10, 20.0, model_of(10))
+    assert best.state["step"] == 10
+    assert not (tmp_path / "student").exists()
+
+
+def test_a_validation_split_selects_by_default(photo_shards, shards_with_val):
+    without = ShardSet(photo_shards, "train")
+    assert selection_interval(config_of(photo_shards), without) is None
+    assert selection_interval(config_of(photo_shards, select="last"), without) is None
+    with pytest.raises(InputError, match=r"select: best, but .* has no validation split; make the shards with one"):
+        selection_interval(config_of(photo_shards, select="best"), without)
+    for select in ("auto", "best"):
+        config = config_of(shards_with_val.folder, select=select)
+        assert selection_interval(config, shards_with_val) == 4  # 19 pictures in steps of 6 are an epoch
+        config = config_of(shards_with_val.folder, select=select, runtime={"evaluate_every": 7})
+        assert selection_interval(config, shards_with_val) == 7
+    assert selection_interval(config_of(shards_with_val.folder, select="last"), shards_with_val) is None
+
+
+class Watched(Silent):
+    """What is shown of a run; Ctrl-C at a step."""
+
+    def __init__(self, stops_at=None):
+        self.stops_at, self.evaluations = stops_at, []
+
+    def log(self, record):
+        if record["step"] == self.stops_at:
+            raise KeyboardInterrupt
+
+    def evaluated(self, model, step, metrics, split):
+        self.evaluations.append((step, metrics["per_class_mean"]))
+
+
+def trained(config: Config, shards: ShardSet, dashboard: Silent) -> dict:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    records = Records(Path(config.output), is_main=True)
+    records.start(config)
+    accelerator = command.make_accelerator(config)
+    jobs = command.plan_jobs(config, shards)
+    with command.open_surroundings(config, shards, accelerator, records, dashboard) as around:
+        command.run(command.wanted_jobs(jobs, config.stages), around)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return command.finished_results(jobs)
+
+
+@pytest.mark.parametrize("checkpoint_every", [6, 8])  # in between, and at once with an evaluation
+@pytest.mark.parametrize("stops_at", [None, 9])
+def test_a_run_reports_the_best_on_the_validation_split(
+    shards_with_val, tmp_path, monkeypatch, stops_at, checkpoint_every
+):
+    accuracies = {4: 40.0, 8: 60.0, 12: 60.0, 16: 50.0}  # of each epoch
+    weights = {}
+
+    def counted(form, loader, accelerator):
+        """Weights and split that are evaluated; the step is that of the last line of the log."""
+        weights[loader.shards.split, watched.step] = form.weight.clone()
+        return count_correct(form, loader, accelerator)
+
+    class Steps(Watched):
+        step = 0
+
+        def log(self, record):
+            super().log(record)
+            self.step = record["step"]
+
+    def summarized(counts, train_counts):
+        is_val = len(weights) and next(reversed(weights))[0] == "val"
+        return replace(summarize(counts, train_counts), per_class_mean=accuracies[watched.step] if is_val else 10.0)
+
+    monkeypatch.setattr(meter, "count_correct", counted)
+    monkeypatch.setattr(meter, "summarize", summarized)
+    config = config_of(
+        shards_with_val.folder,
+        output=str(tmp_path / "run"),
+        model={"backbone": "small_convnet"},
+        stages="one",
+        optimization={"steps": 16, "global_batch": 6},
+        runtime={"log_every": 1, "checkpoint_every": checkpoint_every, "num_threads": 1},
+    )
+    watched = Steps(stops_at)
+    if stops_at:
+        with pytest.raises(KeyboardInterrupt):
+            trained(config, shards_with_val, watched)
+        watched = Steps()
+    result = trained(config, shards_with_val, watched)["teacher-1"]
+    assert result["selected"] == {"step": 8, "per_class_mean": 60.0}
+    assert [split for split, _ in weights].count("test") == 1
+    model = load_model(tmp_path / "run" / "teacher-1", "small_convnet", 3)
+    assert torch.equal(model.weight, weights["test", 16])
+    assert torch.equal(model.weight, weights["val", 8])
+    assert not torch.equal(model.weight, weights["val", 16])
+    assert watched.evaluations[-1] == (16, 10.0)
+    files = {path.name for path in (tmp_path / "run" / "teacher-1").iterdir()}
+    assert files == {"model.safetensors", "result.json"}
+    assert command.selected({"teacher-1": result}) == {
+        "teacher-1": "best on the validation split: step 8 with 60.00 per-class mean"
+    }
+    with pytest.raises(InputError, match="select was 'best of every 4 steps', now None"):
+        command.wanted_jobs(command.plan_jobs(config.model_copy(update={"select": "last"}), shards_with_val), "one")

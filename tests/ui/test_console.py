@@ -1,0 +1,43 @@
+import io
+
+from rich.console import Console
+
+from cbd_fast import console
+from cbd_fast.ui.console import Rate, bar_of, make_bars, make_console
+
+
+def test_a_bar_shows_how_many_and_how_fast(monkeypatch):
+    now = iter([100.0] + [102.0] * 10)
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(now))
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=100)
+    monkeypatch.setattr(console, "make_console", lambda: terminal)
+    with bar_of("resident pictures") as tell:
+        tell(300, 1000)
+    shown = terminal.file.getvalue()
+    assert all(part in shown for part in ("resident pictures", "300/1000", "150/s"))
+
+
+def test_elsewhere_nothing_is_drawn(capsys):
+    assert not make_console().is_terminal
+    with bar_of("resident pictures") as tell:
+        tell(3, 10)
+    assert capsys.readouterr().out.strip() == ""
+    file = Console(file=io.StringIO())
+    with make_bars(file) as bars:
+        bars.add_task("pictures", rate="")
+    assert file.file.getvalue().strip() == ""
+
+
+def test_who_brings_a_function_of_his_own_is_told():
+    told = []
+    with bar_of("resident pictures", lambda done, total: told.append((done, total))) as tell:
+        tell(3, 10)
+    assert told == [(3, 10)]
+
+
+def test_a_rate_counts_what_was_done_since(monkeypatch):
+    now = iter([100.0, 100.1, 104.0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(now))
+    rate = Rate(1000)
+    assert rate.describe(1001) == ""  # too early
+    assert rate.describe(5000) == "1,000/s"

@@ -1,0 +1,93 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from cbd_fast import dashboard
+from cbd_fast.ui.dashboard import PlainLog, PlannedModel, Screen, TimeLeft, make_dashboard
+
+MODELS = [
+    PlannedModel(name="teacher-1", stage="one", num_steps=100, num_teachers=0),
+    PlannedModel(name="student", stage="two", num_steps=100, num_teachers=3),
+]
+RECORD = {
+    "model": "student",
+    "step": 50,
+    "loss": 3.25,
+    "classification_loss": 1.5,
+    "distillation_loss": 0.0625,
+    "train_top1": 43.21,
+    "learning_rate": 0.05,
+    "pictures_per_second": 1234.5,
+    "data_wait_share": 0.031,
+    "batch_milliseconds": {"planning": 1.6, "reading": 7.0, "decoding": 138.2, "finishing": 13.0, "waiting": 87.4},
+    "memory_gigabytes": 1.5,
+    "bad_pictures": 2,
+}
+METRICS = {"top1": 55.55, "top5": 80.0, "per_class_mean": 54.0, "many": 70.0, "medium": 50.0, "few": None}
+SEEN = ("loss 3.2500", "classification loss 1.5000", "distillation loss 0.0625", "lr 0.05000", "1,234 pictures/s")
+SEEN = (*SEEN, "planning 2  reading 7  decoding 138  finishing 13  waiting 87")
+SEEN = (*SEEN, "waiting for data 3.1 %", "memory 1.50 GB", "bad pictures 2", "train top1 43.2")
+
+
+def show(board):
+    board.start("runs/x: resnet50", MODELS)
+    board.note("teacher-1 is finished already")
+    board.evaluated("teacher-1", 100, METRICS)
+    board.begin("student", 0)
+    board.log(RECORD)
+    board.evaluated("student", 100, METRICS)
+    board.stop()
+
+
+def test_plain_lines_have_no_control_characters(capsys):
+    show(PlainLog())
+    out = capsys.readouterr().out
+    assert out.isprintable() or set(out) - {"\n"} == {c for c in out if c.isprintable()}
+    (line,) = [line for line in out.splitlines() if line.startswith("student step 50/100")]
+    assert all(part in line for part in SEEN)
+    assert "left 0:00:0" in line
+    assert "student after step 100: top1 55.5  top5 80.0  per_class_mean 54.0  many 70.0  medium 50.0  few -" in out
+
+
+def test_screen_shows_everything():
+    console = Console(file=io.StringIO(), force_terminal=True, width=120, height=40)
+    show(Screen(console))
+    out = console.file.getvalue()
+    for part in (
+        *SEEN,
+        "runs/x: resnet50",
+        "teacher-1 is finished already",
+        "elapsed",
+        "left",
+        "100/100",
+        "per class mean",
+    ):
+        assert part in out
+    assert "55.5" in out
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(dashboard.time, "perf_counter", lambda: now[0])
+    return now
+
+
+def test_time_left_by_hand(clock):
+    left = TimeLeft(MODELS)
+    left.begin(0)
+    assert left.seconds("teacher-1", 0) is None
+    clock[0] = 10.0
+    # 20 steps in 10 s; 80 more, and 100 of the student at (1 + 3 / 3) times the cost
+    assert left.seconds("teacher-1", 20) == pytest.approx((80 + 200) / 2)
+    left.begin(90)  # the student goes on after step 90
+    clock[0] = 14.0
+    # 30 units of cost in 14 s; 5 steps of 2 are left
+    assert left.seconds("student", 95) == pytest.approx(10 * 14 / 30)
+
+
+def test_the_dashboard_fits_the_place(capsys):
+    assert isinstance(make_dashboard(is_main=True), PlainLog)  # pytest is no terminal
+    show(make_dashboard(is_main=False))
+    assert capsys.readouterr().out == ""
