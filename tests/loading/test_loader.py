@@ -9,7 +9,7 @@ import torch
 
 from cbd_fast import Augmentation, Loader
 from cbd_fast.errors import InputError, RunError
-from cbd_fast.loading import images
+from cbd_fast.loading import batch_decoder
 from cbd_fast.shards.reader import ShardSet
 
 OPTIONS = {"batch_size": 6, "image_size": 32, "device": "cpu", "num_threads": 2}
@@ -237,6 +237,6 @@ def test_without_dali_torchvision_decodes(make, monkeypatch):
         raise ModuleNotFoundError(name)
 
     expected = make(decoder="torch").batch(0)
-    monkeypatch.setattr(images, "find_spec", nothing)
-    monkeypatch.setattr(images, "DaliDecoder", None)
+    monkeypatch.setattr(batch_decoder, "find_spec", nothing)
+    monkeypatch.setattr(batch_decoder, "DaliDecoder", None)
     assert same(make(decoder="auto").batch(0), expected)

@@ -9,9 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cbd_fast import dry_run
-from cbd_fast import train as command
 from cbd_fast.errors import InputError
+from cbd_fast.preflight import dry_run, probe
 from cbd_fast.preflight.dry_run import (
     Evaluations,
     Planned,
@@ -25,7 +24,7 @@ from cbd_fast.preflight.dry_run import (
     written_lines,
 )
 from cbd_fast.preflight.probe import Kept, Measured
-from cbd_fast.training import trial
+from cbd_fast.training import trainer as command
 from cbd_fast.ui.dashboard import Silent
 from tests.loading.test_loader import with_bad_pictures
 from tests.training.test_engine import config_of, run
@@ -53,7 +52,7 @@ def rehearse_config(config, capsys) -> str:
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch):
-    monkeypatch.setattr(trial, "SECONDS", 0.01)
+    monkeypatch.setattr(probe, "SECONDS", 0.01)
 
 
 def contents(folder) -> dict[str, bytes]:
@@ -118,7 +117,7 @@ def test_sizes_in_words():
 
 def test_each_kind_is_timed_once_and_nothing_is_written(digits_shards, tmp_path, capsys, monkeypatch):
     timed = []
-    monkeypatch.setattr(dry_run, "measure", lambda job, around: timed.append(job.name) or trial.measure(job, around))
+    monkeypatch.setattr(dry_run, "measure", lambda job, around: timed.append(job.name) or probe.measure(job, around))
     teachers = {"teachers": [{"seed": 1}, {"seed": 2}, {"seed": 1, "color_jitter": 1.0}]}
     config = config_of(tmp_path / "run", digits_shards, stage_one=teachers, optimization={"accumulation": 2})
     said = rehearse_config(config, capsys)
@@ -173,7 +172,7 @@ def test_bad_pictures_are_told_and_not_written(photo_shards, tmp_path, capsys):
 def test_resident_pictures_without_room_are_refused(digits_shards, tmp_path, capsys, monkeypatch):
     config = config_of(tmp_path / "run", digits_shards, runtime={"resident": 1.0})
     assert "resident in stage two: 304 pictures" in rehearse_config(config, capsys)
-    monkeypatch.setattr(trial, "available_bytes", lambda: 1000)
+    monkeypatch.setattr(probe, "available_bytes", lambda: 1000)
     with pytest.raises(InputError, match=r"304 resident pictures need .* GB, but this machine has only 1e-06 GB left"):
         rehearse_config(config, capsys)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cbd_fast.errors import InputError
-from cbd_fast.training import trial
+from cbd_fast.preflight import probe
 from tests.training.test_engine import config_of
 
 JOB, TWO_PROCESSES = SimpleNamespace(name="teacher-1"), SimpleNamespace(num_processes=2)
@@ -31,13 +31,13 @@ JOB, TWO_PROCESSES = SimpleNamespace(name="teacher-1"), SimpleNamespace(num_proc
 )
 def test_too_little_memory_is_told_in_plain_words(error, message):
     config = config_of("run", "shards", optimization={"accumulation": 2})
-    with pytest.raises(InputError, match=message), trial.plain_out_of_memory(JOB, config, TWO_PROCESSES):
+    with pytest.raises(InputError, match=message), probe.plain_out_of_memory(JOB, config, TWO_PROCESSES):
         raise error
 
 
 def test_other_errors_stay_as_they_are():
     config = config_of("run", "shards")
-    with pytest.raises(RuntimeError, match="size"), trial.plain_out_of_memory(JOB, config, TWO_PROCESSES):
+    with pytest.raises(RuntimeError, match="size"), probe.plain_out_of_memory(JOB, config, TWO_PROCESSES):
         torch.ones(2) @ torch.ones(3)
 
 
@@ -52,14 +52,14 @@ def test_peak_memory_is_that_since_the_start():
 def peaks_of_a_block():
     cpu = torch.device("cpu")
     can_be_set_back = system_sets_peaks_back()
-    trial.start_peak(cpu)
-    up_to_the_peak = torch.ones((trial.peak_bytes(cpu) - psutil.Process().memory_info().rss) // 4 + 5_000_000)
-    before = trial.peak_bytes(cpu)
+    probe.start_peak(cpu)
+    up_to_the_peak = torch.ones((probe.peak_bytes(cpu) - psutil.Process().memory_info().rss) // 4 + 5_000_000)
+    before = probe.peak_bytes(cpu)
     block = torch.ones(50_000_000)
     del block
-    growth = trial.peak_bytes(cpu) - before
-    trial.start_peak(cpu)
-    is_set_back = trial.peak_bytes(cpu) < before + 100e6
+    growth = probe.peak_bytes(cpu) - before
+    probe.start_peak(cpu)
+    is_set_back = probe.peak_bytes(cpu) < before + 100e6
     del up_to_the_peak
     return growth, is_set_back, can_be_set_back
 

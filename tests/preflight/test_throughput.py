@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cbd_fast.training import rehearsal
+from cbd_fast.preflight import throughput
 
 
 def test_the_rate_is_of_all_batches_after_the_first():
@@ -22,7 +22,7 @@ def test_the_rate_is_of_all_batches_after_the_first():
     )
     times = iter([0.0, 1.0, 2.0, 3.0, 4.0, 4.0])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rehearsal.time, "perf_counter", lambda: next(times))
-        rate = rehearsal.training_rate(learner, iter([range(16)] * 100), 3.5, num_warm_up=2)
+        patch.setattr(throughput.time, "perf_counter", lambda: next(times))
+        rate = throughput.training_rate(learner, iter([range(16)] * 100), 3.5, num_warm_up=2)
     assert learned == [8] * 2 * (2 + 4)
     assert rate == 4 * 16 / 4

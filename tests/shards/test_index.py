@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cbd_fast.errors import InputError
-from cbd_fast.sharding import index as index_module
+from cbd_fast.shards import index as index_module
 from cbd_fast.shards.index import INDEX_DTYPE, ClassIndex, write_index
 
 

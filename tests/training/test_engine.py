@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from cbd_fast import train as command
 from cbd_fast.config.schema import Config
 from cbd_fast.errors import RunError
-from cbd_fast.training import stages
+from cbd_fast.training import plan
+from cbd_fast.training import trainer as command
 from cbd_fast.training.models import CosineModel
 from cbd_fast.training.run_dir import Records
 from cbd_fast.ui.dashboard import Silent
@@ -96,7 +96,7 @@ class StopsAt(Silent):
 
 
 def test_losses_are_the_recorded_ones(digits_shards, tmp_path, monkeypatch):
-    monkeypatch.setattr(stages, "build_model", small_model)
+    monkeypatch.setattr(plan, "build_model", small_model)
     recorded = json.loads(RECORDED.read_text())
     assert len(recorded) == 40
     # the tolerance is for other processors, whose kernels add up in other orders
@@ -147,7 +147,7 @@ def test_evaluations_in_between(digits_shards, tmp_path):
 
 
 def test_accumulation_changes_nothing(digits_shards, tmp_path, monkeypatch):
-    monkeypatch.setattr(stages, "build_model", small_model)
+    monkeypatch.setattr(plan, "build_model", small_model)
     weights = []
     for parts in (1, 2, 4):
         config = config_of(tmp_path / str(parts), digits_shards, optimization={"accumulation": parts, "steps": 8})
@@ -167,7 +167,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_steps(digits_shar
             Diverges.calls += 1
             return output._replace(logits=output.logits * (float("nan") if Diverges.calls > 6 else 1))
 
-    monkeypatch.setattr(stages, "build_model", lambda *_: Diverges(small_model("", 10).backbone, 16, 10))
+    monkeypatch.setattr(plan, "build_model", lambda *_: Diverges(small_model("", 10).backbone, 16, 10))
     with pytest.raises(RunError, match="teacher-1: the loss is not finite somewhere in steps 6 to 10"):
         run(config_of(tmp_path, digits_shards, runtime={"log_every": 5}))
 
@@ -191,7 +191,7 @@ def test_half_precision_is_as_accurate(digits_shards, tmp_path, precision):
 
 
 def test_fp16_goes_on_with_its_loss_scale(digits_shards, tmp_path, monkeypatch):
-    monkeypatch.setattr(stages, "build_model", small_model)
+    monkeypatch.setattr(plan, "build_model", small_model)
     runtime = {"checkpoint_every": 5}
     whole, stopped = (
         config_of(tmp_path / name, digits_shards, mixed_precision="fp16", runtime=runtime) for name in ("a", "b")
@@ -219,7 +219,7 @@ def test_nothing_is_waited_for_between_two_lines_of_the_log(digits_shards, tmp_p
 
 
 def test_compiled_models_learn_the_same(digits_shards, tmp_path, monkeypatch):
-    monkeypatch.setattr(stages, "build_model", small_model)
+    monkeypatch.setattr(plan, "build_model", small_model)
     plain = run(config_of(tmp_path / "plain", digits_shards, optimization={"steps": 3}))
     compiled = run(config_of(tmp_path / "fast", digits_shards, optimization={"steps": 3}, runtime={"compile": True}))
     assert_close(losses_of(compiled), losses_of(plain), 1e-3)
@@ -232,7 +232,7 @@ if __name__ == "__main__":
     from cbd_fast.shards.writing.dataset_writer import write_dataset
     from cbd_fast.shards.writing.options import Wanted
 
-    stages.build_model = small_model
+    plan.build_model = small_model
     with tempfile.TemporaryDirectory() as folder:
         write_dataset(digits_source(0), Path(folder, "shards"), Wanted(), num_workers=2)
         recorded = losses_of(run(config_of(Path(folder, "run"), Path(folder, "shards"))))

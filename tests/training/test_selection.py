@@ -7,7 +7,6 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from cbd_fast import train as command
 from cbd_fast.config.schema import Config
 from cbd_fast.errors import InputError
 from cbd_fast.shards.reader import ShardSet
@@ -15,6 +14,7 @@ from cbd_fast.shards.sources.image_folder import folder_source
 from cbd_fast.shards.writing.dataset_writer import write_dataset
 from cbd_fast.shards.writing.options import Wanted
 from cbd_fast.training import meter
+from cbd_fast.training import trainer as command
 from cbd_fast.training.evaluation import count_correct, summarize
 from cbd_fast.training.plan import load_model
 from cbd_fast.training.run_dir import Records

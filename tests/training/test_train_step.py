@@ -8,7 +8,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from cbd_fast.config.schema import Config
 from cbd_fast.loading.augment import Augmentation
-from cbd_fast.training import learner as learner_module
+from cbd_fast.training import train_step as learner_module
 from cbd_fast.training.models import build_model
 from cbd_fast.training.plan import Job, join_stage
 from cbd_fast.training.train_step import compiler_works, make_learner, what_is_compiled

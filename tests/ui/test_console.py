@@ -2,7 +2,7 @@ import io
 
 from rich.console import Console
 
-from cbd_fast import console
+from cbd_fast.ui import console
 from cbd_fast.ui.console import Rate, bar_of, make_bars, make_console
 
 

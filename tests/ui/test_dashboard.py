@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from cbd_fast import dashboard
+from cbd_fast.ui import dashboard
 from cbd_fast.ui.dashboard import PlainLog, PlannedModel, Screen, TimeLeft, make_dashboard
 
 MODELS = [

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cbd_fast import Augmentation, Loader
 from cbd_fast.errors import InputError
-from cbd_fast.loading import resident
+from cbd_fast.loading.cache import decoded_cache
 from cbd_fast.loading.cache.decoded_cache import choose_resident, picture_bytes
 from cbd_fast.loading.sampling.policies import draw_shares
 from cbd_fast.shards.index import INDEX_DTYPE
@@ -107,7 +107,7 @@ def test_impossible_settings_are_refused(photo_shards, limits, message):
 
 
 def test_too_little_memory_is_refused_with_numbers(photo_shards, monkeypatch):
-    monkeypatch.setattr(resident, "available_bytes", lambda: 100_000)
+    monkeypatch.setattr(decoded_cache, "available_bytes", lambda: 100_000)
     with pytest.raises(
         InputError, match=r"19 resident pictures need 0\.000\d+ GB, but this machine has only 0.0001 GB"
     ):

@@ -3,13 +3,13 @@ import threading
 import numpy as np
 import pytest
 
-from cbd_fast.loading import blocks
+from cbd_fast.loading.sampling import parallel_map
 from cbd_fast.loading.sampling.parallel_map import map_range, on_all_cores
 
 
 @pytest.mark.parametrize(("first", "end"), [(0, 0), (3, 4), (7, 17), (0, 30)])
 def test_a_range_is_mapped_in_blocks(first, end, monkeypatch):
-    monkeypatch.setattr(blocks, "BLOCK_SIZE", 10)
+    monkeypatch.setattr(parallel_map, "BLOCK_SIZE", 10)
     lengths = []
 
     def square(numbers):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cbd_fast.errors import InputError
-from cbd_fast.loading import sampling
+from cbd_fast.loading.sampling import policies
 from cbd_fast.loading.sampling.policies import POLICIES, QuotaOrder, make_order
 
 COUNTS = st.lists(st.integers(0, 12), min_size=1, max_size=8).filter(any)
@@ -150,8 +150,8 @@ def test_far_draws_of_a_large_set():
 def test_plans_that_are_forgotten_are_made_again(policy, monkeypatch):
     draws = np.random.default_rng(0).integers(0, 10**5, 300)
     expected = order_of(policy, [90, 9, 1])(draws)
-    monkeypatch.setattr(sampling, "MAX_DRAWS_KEPT", 0)
-    monkeypatch.setattr(sampling, "BLOCK_SIZE", 1)
+    monkeypatch.setattr(policies, "MAX_DRAWS_KEPT", 0)
+    monkeypatch.setattr(policies, "BLOCK_SIZE", 1)
     assert order_of(policy, [90, 9, 1])(draws).tolist() == expected.tolist()
 
 

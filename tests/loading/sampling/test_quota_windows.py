@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cbd_fast.loading import windows as module
 from cbd_fast.loading.counter_rng import permute
+from cbd_fast.loading.sampling import quota_windows as module
 from cbd_fast.loading.sampling.quota_windows import plan_windows
 
 

@@ -7,11 +7,11 @@ import webdataset
 
 from cbd_fast import Loader
 from cbd_fast.errors import InputError, RunError
-from cbd_fast.sharding import indexer
 from cbd_fast.shards.manifest import read_manifest
 from cbd_fast.shards.reader import ShardSet
 from cbd_fast.shards.sources.webdataset import TarLayout, webdataset_source
 from cbd_fast.shards.verify import verify_split
+from cbd_fast.shards.writing import index_in_place
 from cbd_fast.shards.writing.dataset_writer import write_dataset
 from cbd_fast.shards.writing.index_in_place import index_dataset
 from cbd_fast.shards.writing.options import Progress, Wanted
@@ -151,7 +151,7 @@ def test_a_command_killed_at_its_end_goes_on(foreign, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(indexer, "check_is_whole", killed)
+        patch.setattr(index_in_place, "check_is_whole", killed)
         with pytest.raises(KeyboardInterrupt):
             index(foreign)
     assert (foreign / "skipped.csv").exists()

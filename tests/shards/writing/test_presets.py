@@ -3,9 +3,9 @@ from contextlib import closing
 import pytest
 
 from cbd_fast.errors import InputError
-from cbd_fast.sharding import presets
 from cbd_fast.shards.long_tail import LongTail, exponential_counts
 from cbd_fast.shards.sources.base import SourcePicture
+from cbd_fast.shards.writing import presets
 from cbd_fast.shards.writing.catalog import Listing
 from cbd_fast.shards.writing.presets import PRESETS, Preset, check_preset, find_preset
 
