@@ -1,6 +1,6 @@
 """The loaders that benchmarks/loader.py compares, each as endless batches: (images, labels).
 
-Each gives what a network takes: float32 pictures of 0 to 1, flipped random resized crops, on the GPU where there is
+Each gives what a network takes: float32 images of 0 to 1, flipped random resized crops, on the GPU where there is
 one. Each is written as its own documentation does it, class-balanced where it can be.
 """
 
@@ -24,7 +24,7 @@ from torchvision.io import ImageReadMode, decode_image, decode_jpeg, read_file
 from torchvision.transforms import v2
 
 from cbd_fast import Loader
-from cbd_fast.shards.reader import ShardSet
+from cbd_fast.shards.reader import ShardReader
 from cbd_fast.system import num_cores
 
 BATCH_SIZE = 128
@@ -61,11 +61,11 @@ class Contestant:
         return KINDS[self.kind](self)
 
 
-class FolderPictures(Dataset[tuple[torch.Tensor, int]]):
+class FolderImages(Dataset[tuple[torch.Tensor, int]]):
     """One folder per class, decoded by Pillow or by torchvision."""
 
     def __init__(self, folder: Path, image_size: int, use_pillow: bool) -> None:
-        self.items = [(str(path), label) for label, paths in enumerate(class_pictures(folder)) for path in paths]
+        self.items = [(str(path), label) for label, paths in enumerate(class_images(folder)) for path in paths]
         self.use_pillow, self.transform = use_pillow, crop_and_flip(image_size)
 
     def __len__(self) -> int:
@@ -74,15 +74,15 @@ class FolderPictures(Dataset[tuple[torch.Tensor, int]]):
     def __getitem__(self, number: int) -> tuple[torch.Tensor, int]:
         path, label = self.items[number]
         if self.use_pillow:
-            picture = self.transform(Image.open(path).convert("RGB"))
-            return v2.functional.pil_to_tensor(picture), label
+            image = self.transform(Image.open(path).convert("RGB"))
+            return v2.functional.pil_to_tensor(image), label
         data = read_file(path)
         decode = decode_jpeg if path.lower().endswith((".jpg", ".jpeg")) else decode_image
         return self.transform(decode(data, mode=ImageReadMode.RGB)), label
 
 
-def class_pictures(folder: Path) -> list[list[Path]]:
-    """The pictures of each class: of each folder in it that has any, as make_shards takes them."""
+def class_images(folder: Path) -> list[list[Path]]:
+    """The images of each class: of each folder in it that has any, as make_shards takes them."""
     folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     found = [sorted(path for path in each.iterdir() if path.suffix.lower() in SUFFIXES) for each in folders]
     return [paths for paths in found if paths]
@@ -96,11 +96,11 @@ def crop_and_flip(image_size: int) -> v2.Compose:
 
 def torchvision_batches(contestant: Contestant, use_pillow: bool) -> Batches:
     """DataLoader with WeightedRandomSampler over files."""
-    pictures = FolderPictures(contestant.path, contestant.image_size, use_pillow)
-    labels = np.array([label for _, label in pictures.items])
+    images = FolderImages(contestant.path, contestant.image_size, use_pillow)
+    labels = np.array([label for _, label in images.items])
     weights = 1 / np.bincount(labels)[labels]
     loader = DataLoader(
-        pictures,
+        images,
         BATCH_SIZE,
         sampler=WeightedRandomSampler(weights.tolist(), num_samples=EPOCH),
         num_workers=num_cores(),
@@ -144,18 +144,18 @@ def dali_reader_batches(contestant: Contestant) -> Batches:
             paths=tars(contestant.path), ext=["jpg;png;webp", "cls"], random_shuffle=True, initial_fill=1000
         )
         encoded, labels = components
-        pictures = fn.decoders.image_random_crop(
+        images = fn.decoders.image_random_crop(
             encoded,
             device="mixed" if is_on_gpu else "cpu",
             output_type=types.RGB,
             random_area=[MIN_AREA, 1.0],
             random_aspect_ratio=[3 / 4, 4 / 3],
         )
-        pictures = fn.resize(pictures, size=[size, size], interp_type=types.INTERP_LINEAR, antialias=True)
-        pictures = fn.crop_mirror_normalize(
-            pictures, std=[255.0], mirror=fn.random.coin_flip(), dtype=types.FLOAT, output_layout="HWC"
+        images = fn.resize(images, size=[size, size], interp_type=types.INTERP_LINEAR, antialias=True)
+        images = fn.crop_mirror_normalize(
+            images, std=[255.0], mirror=fn.random.coin_flip(), dtype=types.FLOAT, output_layout="HWC"
         )
-        pipeline.set_outputs(pictures, labels)
+        pipeline.set_outputs(images, labels)
     pipeline.build()
     while True:
         images, numbers = pipeline.run()
@@ -221,7 +221,7 @@ def as_input(loader: Any) -> Batches:
 
 def tars(folder: Path) -> list[str]:
     """Shards of the training split."""
-    return [str(path) for path in ShardSet(folder, "train").paths]
+    return [str(path) for path in ShardReader(folder, "train").paths]
 
 
 KINDS: dict[str, Callable[[Contestant], Batches]] = {
@@ -234,17 +234,17 @@ KINDS: dict[str, Callable[[Contestant], Batches]] = {
 }
 
 
-def all_contestants(pictures: Path, shards: list[Path], image_size: int, resident: float) -> list[Contestant]:
+def all_contestants(images: Path, shards: list[Path], image_size: int, cache: float) -> list[Contestant]:
     """Everybody who can run here; ``decode_jpeg``, which others are compared with, first."""
 
     def made(name: str, kind: str, path: Path, **options: Any) -> Contestant:
         return Contestant(name=name, kind=kind, path=path, image_size=image_size, options=options)
 
-    found = [made("torchvision decode_jpeg", "decode_jpeg", pictures), made("torchvision Pillow", "pillow", pictures)]
+    found = [made("torchvision decode_jpeg", "decode_jpeg", images), made("torchvision Pillow", "pillow", images)]
     with suppress(ImportError):
         import_module("ffcv")
         for name, mode in (("FFCV JPEG", "jpg"), ("FFCV raw, longest side 256", "raw")):
-            found.append(made(name, "ffcv", pictures, write_mode=mode))
+            found.append(made(name, "ffcv", images, write_mode=mode))
     has_dali = find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
     decoders = {"torch": {"decoder": "torch", "device": DEVICE}}
     if has_dali:
@@ -255,9 +255,9 @@ def all_contestants(pictures: Path, shards: list[Path], image_size: int, residen
         found.append(made(f"webdataset, {folder.name}", "webdataset", folder))
         if has_dali:
             found.append(made(f"DALI reader, {folder.name}", "dali_reader", folder))
-        for share in sorted({0.0, resident}):
-            kept = f", {share:.0%} resident" if share else ""
+        for fraction in sorted({0.0, cache}):
+            kept = f", {fraction:.0%} cached" if fraction else ""
             for decoder, options in decoders.items():
                 name = f"cbd_fast {decoder}, {folder.name}{kept}"
-                found.append(made(name, "ours", folder, resident=share, **options))
+                found.append(made(name, "ours", folder, cache=fraction, **options))
     return found

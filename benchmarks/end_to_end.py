@@ -28,12 +28,12 @@ from cbd_fast.cli.shard_options import positive_int
 from cbd_fast.config.schema import Config
 from cbd_fast.errors import InputError, run_command
 from cbd_fast.loading.batch_decoder import DECODERS
-from cbd_fast.preflight.throughput import rehearsed_learner
-from cbd_fast.shards.reader import ShardSet
+from cbd_fast.preflight.throughput import fresh_train_step
+from cbd_fast.shards.reader import ShardReader
 from cbd_fast.training.context import make_loader
 from cbd_fast.training.models import BACKBONES
-from cbd_fast.training.plan import Job, plan_jobs
-from cbd_fast.training.train_step import Learner
+from cbd_fast.training.plan import ModelSpec, plan_models
+from cbd_fast.training.train_step import TrainStep
 from cbd_fast.training.trainer import make_accelerator
 
 GOALS = {"resnet50": 0.98, "resnet18": 0.95}  # ratio on one H100 with 16 cores
@@ -47,15 +47,15 @@ def main() -> None:
     arguments = parse_arguments()
     if arguments.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    shards = ShardSet(arguments.shards, "train")
+    shards = ShardReader(arguments.shards, "train")
     settings = {key: str(value) for key, value in vars(arguments).items()}
     cases: list[dict[str, Any]] = []
     for backbone in arguments.backbones:
         for num_teachers in arguments.teachers:
             config = config_of(backbone, num_teachers, shards, arguments)
-            job = plan_jobs(config, shards)[-1 if num_teachers else 0]
+            spec = plan_models(config, shards)[-1 if num_teachers else 0]
             accelerator = make_accelerator(config)
-            rounds = measured_rounds(job, config, accelerator, arguments)
+            rounds = measured_rounds(spec, config, accelerator, arguments)
             median = {name: statistics.median(values) for name, values in rounds.items()}
             cases.append({"backbone": backbone, "num_teachers": num_teachers, "median": median, "rounds": rounds})
             accelerator.free_memory()  # lets go of this case's models;
@@ -67,7 +67,7 @@ def main() -> None:
     print_table([table_row(case) for case in cases], f"on {device}, precision {arguments.precision}: {what}")
 
 
-def config_of(backbone: str, num_teachers: int, shards: ShardSet, arguments: argparse.Namespace) -> Config:
+def config_of(backbone: str, num_teachers: int, shards: ShardReader, arguments: argparse.Namespace) -> Config:
     """The project's defaults, with what is to be measured."""
     data = {"shards": str(arguments.shards), "num_classes": shards.num_classes, "image_size": arguments.image_size}
     return Config.model_validate(
@@ -84,49 +84,49 @@ def config_of(backbone: str, num_teachers: int, shards: ShardSet, arguments: arg
 
 
 def measured_rounds(
-    job: Job, config: Config, accelerator: Accelerator, arguments: argparse.Namespace
+    spec: ModelSpec, config: Config, accelerator: Accelerator, arguments: argparse.Namespace
 ) -> dict[str, list[float]]:
     """Trains on the constant batch and from the shards in turn.
 
     Returns:
-        Of each round pictures per second of both, the ratio of the two, and the share of time waiting for the shards.
+        Of each round images per second of both, the ratio of the two, and the fraction of time waiting for the shards.
     """
-    learner = rehearsed_learner(job, config, accelerator)
+    train_step = fresh_train_step(spec, config, accelerator)
     lead_in = min(MAX_LEAD_IN, arguments.steps)
     # the last steps that are timed compete with the decoding of the next ones, as all others do
     num_batches = lead_in + arguments.steps + config.runtime.prefetch
     rounds: dict[str, list[float]] = {"constant": [], "shards": [], "ratio": [], "wait_share": []}
-    chosen = {"sampling": job.sampling, "seed": job.seed, "augmentation": job.augmentation}
-    if arguments.resident is not None:
-        chosen["resident"] = arguments.resident
+    chosen = {"sampling": spec.sampling, "seed": spec.seed, "augmentation": spec.augmentation}
+    if arguments.cache is not None:
+        chosen["cache"] = arguments.cache
     with make_loader(config, accelerator, split="train", **chosen) as loader:
         constant = loader.batch(0)
         for number in range(arguments.rounds + 1):
-            rate, _ = measure(learner, repeat(constant, num_batches), lead_in, arguments.steps)
+            rate, _ = measure(train_step, repeat(constant, num_batches), lead_in, arguments.steps)
             batches = loader.steps(number * num_batches, (number + 1) * num_batches)
-            real_rate, wait_share = measure(learner, batches, lead_in, arguments.steps)
+            real_rate, wait_share = measure(train_step, batches, lead_in, arguments.steps)
             if number:  # the first round warms up
                 for name, value in zip(rounds, (rate, real_rate, real_rate / rate, wait_share), strict=True):
                     rounds[name].append(value)
     return rounds
 
 
-def measure(learner: Learner, batches: Iterator[Batch], lead_in: int, num_steps: int) -> tuple[float, float]:
-    """Pictures per second, and the share of the time in which the process waits for a batch, after the lead-in."""
+def measure(train_step: TrainStep, batches: Iterator[Batch], lead_in: int, num_steps: int) -> tuple[float, float]:
+    """Images per second, and the fraction of the time in which the process waits for a batch, after the lead-in."""
     for batch in islice(batches, lead_in):
-        learner.learn(batch.images, batch.labels)
-    stop = stopwatch(learner.accelerator.device)
-    num_pictures, seconds_waited = 0, 0.0
+        train_step.learn(batch.images, batch.labels)
+    stop = stopwatch(train_step.accelerator.device)
+    num_images, seconds_waited = 0, 0.0
     for _ in range(num_steps):
         asked = time.perf_counter()
         batch = next(batches)
         seconds_waited += time.perf_counter() - asked
-        learner.learn(batch.images, batch.labels)
-        num_pictures += len(batch)
+        train_step.learn(batch.images, batch.labels)
+        num_images += len(batch)
     seconds = stop()
     for _ in batches:  # else they would be decoded while the constant batch has its turn
         pass
-    return num_pictures / seconds, seconds_waited / seconds
+    return num_images / seconds, seconds_waited / seconds
 
 
 def stopwatch(device: torch.device) -> Callable[[], float]:
@@ -159,8 +159,8 @@ def table_row(case: dict[str, Any]) -> dict[str, Any]:
 
     return {
         "case": f"{case['backbone']}, {STAGES.get(number, f'{number} teachers')}",
-        "constant, pictures/s": shown("constant", ",.0f"),
-        "shards, pictures/s": shown("shards", ",.0f"),
+        "constant, images/s": shown("constant", ",.0f"),
+        "shards, images/s": shown("shards", ",.0f"),
         "ratio": shown("ratio", ".3f"),
         "goal on an H100": GOALS.get(case["backbone"], ""),
         "waiting": shown("wait_share", ".1%"),
@@ -184,7 +184,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="bf16")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     parser.add_argument("--decoder", choices=DECODERS, default="auto")
-    parser.add_argument("--resident", type=float, metavar="SHARE", help="of the pictures, kept decoded")
+    parser.add_argument("--cache", type=float, metavar="FRACTION", help="of the images, kept decoded")
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     arguments = parser.parse_args()
     arguments.backbones = names("--backbones", arguments.backbones, BACKBONES)

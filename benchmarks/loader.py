@@ -1,11 +1,11 @@
-"""How many pictures per second does each loader give? All of them in one run, in turn, on the same pictures.
+"""How many images per second does each loader give? All of them in one run, in turn, on the same images.
 
-    python benchmarks/make_data.py --pictures JPEGS --out DATA
-    python benchmarks/loader.py --pictures DATA/pictures/train --shards DATA/shards DATA/shards_256
+    python benchmarks/make_data.py --images JPEGS --out DATA
+    python benchmarks/loader.py --images DATA/images/train --shards DATA/shards DATA/shards_256
 
---pictures is any folder of class folders, --shards any shards of the same pictures. Every contestant cuts random
+--images is any folder of class folders, --shards any shards of the same images. Every contestant cuts random
 resized crops and flips them, in batches of 128, with as many threads or workers as this process has cores, in a process
-of its own that sleeps while others have their turn. Those that can draw class-balanced do; the shares of the largest
+of its own that sleeps while others have their turn. Those that can draw class-balanced do; the fractions of the largest
 and smallest class tell what each really drew.
 """
 
@@ -23,12 +23,12 @@ from typing import Any
 
 import psutil
 import torch
-from contestants import BATCH_SIZE, PREFETCH, Batches, Contestant, all_contestants, class_pictures
+from contestants import BATCH_SIZE, PREFETCH, Batches, Contestant, all_contestants, class_images
 from report import machine_and_versions, print_table, write_json
 
 from cbd_fast.cli.shard_options import positive_int
 from cbd_fast.errors import InputError, RunError, run_command
-from cbd_fast.shards.reader import ShardSet
+from cbd_fast.shards.reader import ShardReader
 from cbd_fast.system import num_cores
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "webdataset", "nvidia-dali-cuda120")
@@ -48,7 +48,7 @@ class Runner:
     num_bytes: int = 0
 
     def turn(self, seconds: float) -> float:
-        """Lets it run for so long; returns pictures per second."""
+        """Lets it run for so long; returns images per second."""
         self.told.send(seconds)
         try:
             rate, drawn = self.told.recv()
@@ -63,10 +63,10 @@ class Runner:
 def main() -> None:
     """Measures, prints a table and writes JSON."""
     arguments = parse_arguments()
-    contestants = all_contestants(arguments.pictures, arguments.shards, arguments.image_size, arguments.resident)
+    contestants = all_contestants(arguments.images, arguments.shards, arguments.image_size, arguments.cache)
     if arguments.only:
-        wanted = [*arguments.only.split(","), contestants[0].name]
-        contestants = [each for each in contestants if any(word in each.name for word in wanted)]
+        options = [*arguments.only.split(","), contestants[0].name]
+        contestants = [each for each in contestants if any(word in each.name for word in options)]
     runners = [start(contestant) for contestant in contestants]
     for runner in runners:
         runner.turn(arguments.seconds * WARM_UP_SHARE)
@@ -102,18 +102,18 @@ def serve(contestant: Contestant, told: Connection) -> None:
 
 
 def measure(batches: Batches, seconds: float) -> tuple[float, Counter[int]]:
-    """Pictures per second over at least so many seconds, and how many of each class."""
+    """Images per second over at least so many seconds, and how many of each class."""
     drawn: Counter[int] = Counter()
     for _ in range(PREFETCH * num_cores() + 2):  # made while the others had their turn
         next(batches)
-    num_pictures, began = 0, time.perf_counter()
+    num_images, began = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - began) < seconds:
         images, labels = next(batches)
-        num_pictures += len(images)
+        num_images += len(images)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         drawn.update(labels.tolist())
-    return num_pictures / elapsed, drawn
+    return num_images / elapsed, drawn
 
 
 def forget(folder: Path) -> None:
@@ -140,13 +140,13 @@ def summarized(runner: Runner, baseline: Runner, arguments: argparse.Namespace) 
     """One row of the table."""
     median = statistics.median(runner.rates)
     num_drawn = sum(runner.drawn.values())
-    per_class = [runner.drawn[label] for label in range(len(class_pictures(arguments.pictures)))]
+    per_class = [runner.drawn[label] for label in range(len(class_images(arguments.images)))]
     return {
         "contestant": runner.contestant.name,
-        "pictures/s": round(median),
+        "images/s": round(median),
         "spread": f"{min(runner.rates):,.0f} to {max(runner.rates):,.0f}",
         "ratio": f"{median / statistics.median(baseline.rates):.2f}",
-        **({"pictures/s from the disk": round(statistics.median(runner.cold_rates))} if runner.cold_rates else {}),
+        **({"images/s from the disk": round(statistics.median(runner.cold_rates))} if runner.cold_rates else {}),
         "MB on disk": round(disk_bytes(runner.contestant.path) / 1e6),
         "MB of memory": round(runner.num_bytes / 1e6),
         "largest class, %": f"{100 * max(per_class) / num_drawn:.3f}",
@@ -161,9 +161,9 @@ def disk_bytes(folder: Path) -> int:
 
 def report(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
     """Prints the table and writes the JSON."""
-    classes = class_pictures(arguments.pictures)
+    classes = class_images(arguments.images)
     title = (
-        f"{sum(map(len, classes)):,} pictures of {len(classes)} classes to {arguments.image_size} pixels, batches "
+        f"{sum(map(len, classes)):,} images of {len(classes)} classes to {arguments.image_size} pixels, batches "
         f"of {BATCH_SIZE}; medians of {arguments.rounds} rounds of {arguments.seconds:g} s"
     )
     print_table(rows, title)
@@ -174,10 +174,10 @@ def report(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=Path, required=True, metavar="DIR", help="one folder per class")
-    parser.add_argument("--shards", type=Path, nargs="+", required=True, metavar="DIR", help="shards of these pictures")
+    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="one folder per class")
+    parser.add_argument("--shards", type=Path, nargs="+", required=True, metavar="DIR", help="shards of these images")
     parser.add_argument("--image-size", type=positive_int, default=224, metavar="N")
-    parser.add_argument("--resident", type=float, default=0.2, metavar="SHARE", help="default 0.2; and none")
+    parser.add_argument("--cache", type=float, default=0.2, metavar="FRACTION", help="default 0.2; and none")
     parser.add_argument("--rounds", type=positive_int, default=5, metavar="N")
     parser.add_argument("--seconds", type=float, default=5, metavar="S", help="of each contestant in each round")
     parser.add_argument(
@@ -186,12 +186,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--only", metavar="WORDS", help="contestants with one of these in their names, and the first")
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     arguments = parser.parse_args()
-    if not arguments.pictures.is_dir() or not class_pictures(arguments.pictures):
-        raise InputError(f"--pictures {arguments.pictures}: not a folder of class folders with pictures")
-    if not 0 <= arguments.resident <= 1:
-        raise InputError(f"--resident {arguments.resident:g}: must be from 0 to 1, a share of the pictures")
+    if not arguments.images.is_dir() or not class_images(arguments.images):
+        raise InputError(f"--images {arguments.images}: not a folder of class folders with images")
+    if not 0 <= arguments.cache <= 1:
+        raise InputError(f"--cache {arguments.cache:g}: must be from 0 to 1, a fraction of the images")
     for folder in arguments.shards:
-        ShardSet(folder, "train")  # says what is wrong before anything runs
+        ShardReader(folder, "train")  # says what is wrong before anything runs
     return arguments
 
 

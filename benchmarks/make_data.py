@@ -1,10 +1,10 @@
-"""Makes a long-tailed folder of pictures of true shape, and shards of it, from any folder of real JPEGs.
+"""Makes a long-tailed folder of images of true shape, and shards of it, from any folder of real JPEGs.
 
-    python benchmarks/make_data.py --pictures DIR --out DIR [--counts FILE] [--scale S]
+    python benchmarks/make_data.py --images DIR --out DIR [--counts FILE] [--scale S]
 
-Writes OUT/pictures/train/<class>/*.jpg, each a file of its own with the bytes of one of the pictures in turn, and from
+Writes OUT/images/train/<class>/*.jpg, each a file of its own with the bytes of one of the images in turn, and from
 them OUT/shards (the original bytes) and OUT/shards_256 (short side 256). By default the classes are as large as those
-of Places-LT: 62,500 pictures of 365 classes, 4980 to 5; --scale 0.25 makes each a quarter as large, but never empty.
+of Places-LT: 62,500 images of 365 classes, 4980 to 5; --scale 0.25 makes each a quarter as large, but never empty.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from itertools import count
 from pathlib import Path
 
 from cbd_fast.errors import InputError, RunError, run_command
-from cbd_fast.files import whole_folder
+from cbd_fast.files import atomic_folder
 
 HERE = Path(__file__).parent
 PLACES_LT = HERE / "places_lt_counts.json"
@@ -23,14 +23,14 @@ MAKE_SHARDS = HERE.parent / "tools" / "make_shards.py"
 
 
 def main() -> None:
-    """Writes the folder of pictures, then both folders of shards; what is there already stays."""
+    """Writes the folder of images, then both folders of shards; what is there already stays."""
     arguments = parse_arguments()
-    folder = arguments.out / "pictures"
+    folder = arguments.out / "images"
     counts = scaled(read_counts(arguments.counts), arguments.scale)
     if not folder.exists():
-        write_pictures(arguments.pictures, counts, folder)
+        write_images(arguments.images, counts, folder)
     elif [len(list(each.iterdir())) for each in sorted((folder / "train").iterdir())] != counts:
-        raise InputError(f"{folder}: holds pictures of other counts or another scale; choose another --out")
+        raise InputError(f"{folder}: holds images of other counts or another scale; choose another --out")
     for name, options in (("shards", []), ("shards_256", ["--short-side", "256"])):
         command = [sys.executable, MAKE_SHARDS, "folder", "--train", folder / "train", "--out", arguments.out / name]
         if subprocess.run([*map(str, command), *options]).returncode:
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def read_counts(path: Path) -> list[int]:
-    """Pictures per class, from ``{"counts": [...]}``."""
+    """Images per class, from ``{"counts": [...]}``."""
     try:
         counts = json.loads(path.read_text())["counts"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -53,25 +53,25 @@ def scaled(counts: list[int], scale: float) -> list[int]:
     return [max(1, round(number * scale)) for number in counts]
 
 
-def write_pictures(source: Path, counts: list[int], folder: Path) -> None:
-    """Writes as many files as the counts say, each with the bytes of the next picture of the source."""
-    pictures = sorted(path for path in source.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
-    if not pictures:
-        raise InputError(f"--pictures {source}: holds no .jpg or .jpeg files")
+def write_images(source: Path, counts: list[int], folder: Path) -> None:
+    """Writes as many files as the counts say, each with the bytes of the next image of the source."""
+    images = sorted(path for path in source.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+    if not images:
+        raise InputError(f"--images {source}: holds no .jpg or .jpeg files")
     number = count()
-    with whole_folder(folder) as partial:
+    with atomic_folder(folder) as partial:
         for label, size in enumerate(counts):
             class_folder = partial / "train" / f"class_{label:05d}"
             class_folder.mkdir(parents=True)
             for place in range(size):
-                data = pictures[next(number) % len(pictures)].read_bytes()
+                data = images[next(number) % len(images)].read_bytes()
                 (class_folder / f"{place:06d}.jpg").write_bytes(data)
 
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=Path, required=True, metavar="DIR", help="JPEGs, at any depth")
+    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="JPEGs, at any depth")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--counts", type=Path, default=PLACES_LT, metavar="FILE", help="default: those of Places-LT")
     parser.add_argument("--scale", type=float, default=1.0, metavar="S", help="of every class (default 1)")

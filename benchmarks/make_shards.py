@@ -1,12 +1,12 @@
 """How fast are shards made, beside what a user would do without this project? And does memory grow?
 
-    python benchmarks/make_shards.py --pictures DIR [--num-pictures 20000] [--rounds 3] [--work DIR] [--out FILE.json]
+    python benchmarks/make_shards.py --images DIR [--num-images 20000] [--rounds 3] [--work DIR] [--out FILE.json]
     python benchmarks/make_shards.py --memory [--work DIR] [--out FILE.json]
 
 The first repeats the JPEGs of a folder to a number of files and measures whole commands, from their start until what
 they wrote has reached the disk: original bytes with full verification beside a single-threaded loop of torchvision's
 decode_jpeg over the same bytes; with --verify header beside tar; re-encoding to short side 256 beside Pillow and
-webdataset.ShardWriter. Contestants take turns. The second makes shards of 50,000 and of 500,000 tiny pictures.
+webdataset.ShardWriter. Contestants take turns. The second makes shards of 50,000 and of 500,000 tiny images.
 """
 
 import argparse
@@ -55,8 +55,8 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=Path, metavar="DIR", help="JPEGs, at any depth")
-    parser.add_argument("--num-pictures", type=positive_int, default=20_000, metavar="N")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="JPEGs, at any depth")
+    parser.add_argument("--num-images", type=positive_int, default=20_000, metavar="N")
     parser.add_argument("--rounds", type=positive_int, default=3, metavar="N")
     parser.add_argument("--work", type=Path, metavar="DIR", help="where everything is written (default: as of TMPDIR)")
     parser.add_argument(
@@ -65,26 +65,26 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--memory", action="store_true", help="measure memory instead of speed")
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     arguments = parser.parse_args()
-    if not arguments.memory and not arguments.pictures:
-        parser.error("--pictures is needed to measure speed")
+    if not arguments.memory and not arguments.images:
+        parser.error("--images is needed to measure speed")
     return arguments
 
 
 def speed_rows(work: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row per contestant: pictures per second, spread, and ratio to what it is measured against."""
-    pictures = repeat_pictures(arguments.pictures, work / "pictures", arguments.num_pictures)
+    """One row per contestant: images per second, spread, and ratio to what it is measured against."""
+    images = repeat_images(arguments.images, work / "images", arguments.num_images)
     ours = {
         "cbd_fast, original bytes, --verify full": [],
         "cbd_fast, original bytes, --verify header": ["--verify", "header"],
         f"cbd_fast, short side {SHORT_SIDE}": ["--short-side", str(SHORT_SIDE), "--quality", str(QUALITY)],
     }
     contestants: dict[str, Callable[[Path], None]] = {
-        "torchvision decode_jpeg, one thread": lambda out: decode_all(pictures),
-        "tar cf": lambda out: run(["tar", "cf", str(out), "-C", str(work), "pictures"]),
-        f"Pillow + ShardWriter, short side {SHORT_SIDE}": lambda out: straightforward(pictures, out),
+        "torchvision decode_jpeg, one thread": lambda out: decode_all(images),
+        "tar cf": lambda out: run(["tar", "cf", str(out), "-C", str(work), "images"]),
+        f"Pillow + ShardWriter, short side {SHORT_SIDE}": lambda out: straightforward(images, out),
     }
     for name, options in ours.items():
-        contestants[name] = partial(make_shards, work / "pictures", options)
+        contestants[name] = partial(make_shards, work / "images", options)
     against = dict(zip(ours, contestants, strict=False))
     if arguments.only:
         words = arguments.only.split(",")
@@ -99,11 +99,11 @@ def speed_rows(work: Path, arguments: argparse.Namespace) -> list[dict[str, Any]
             if number:  # the first round warms up
                 seconds[name].append(time.perf_counter() - began)
             shutil.rmtree(work / "out") if (work / "out").is_dir() else (work / "out").unlink(missing_ok=True)
-    rates = {name: [len(pictures) / each for each in values] for name, values in seconds.items()}
+    rates = {name: [len(images) / each for each in values] for name, values in seconds.items()}
     return [
         {
             "contestant": name,
-            "pictures/s": round(statistics.median(values)),
+            "images/s": round(statistics.median(values)),
             "spread": f"{min(values):,.0f} to {max(values):,.0f}",
             "measured against": against.get(name, ""),
             "ratio": ratio(values, rates.get(against.get(name, name))),
@@ -117,32 +117,32 @@ def ratio(values: list[float], others: list[float] | None) -> float | None:
     return round(statistics.median(values) / statistics.median(others), 2) if others else None
 
 
-def repeat_pictures(folder: Path, out: Path, num_pictures: int) -> list[Path]:
+def repeat_images(folder: Path, out: Path, num_images: int) -> list[Path]:
     """Copies JPEGs until there are enough, in class folders."""
     sources = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
     if not sources:
         raise InputError(f"{folder}: holds no .jpg or .jpeg files")
-    pictures = []
-    for number in range(num_pictures):
+    images = []
+    for number in range(num_images):
         path = out / f"class-{number % NUM_CLASSES:03d}" / f"{number:06d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        pictures.append(Path(shutil.copyfile(sources[number % len(sources)], path)))
-    return pictures
+        images.append(Path(shutil.copyfile(sources[number % len(sources)], path)))
+    return images
 
 
-def decode_all(pictures: list[Path]) -> None:
+def decode_all(images: list[Path]) -> None:
     """What one core can do at most."""
     torch.set_num_threads(1)
-    for path in pictures:
+    for path in images:
         data = torch.from_numpy(np.fromfile(path, np.uint8))
         decode_jpeg(data, mode=ImageReadMode.RGB)
 
 
-def straightforward(pictures: list[Path], out: Path) -> None:
+def straightforward(images: list[Path], out: Path) -> None:
     """What a user would write."""
     out.mkdir()
     with webdataset.ShardWriter(f"{out}/train-%06d.tar", maxsize=10**8, maxcount=5000, verbose=0) as writer:
-        for number, path in enumerate(pictures):
+        for number, path in enumerate(images):
             image = Image.open(path).convert("RGB")
             scale = SHORT_SIDE / min(image.size)
             if scale < 1:
@@ -152,10 +152,10 @@ def straightforward(pictures: list[Path], out: Path) -> None:
             writer.write({"__key__": f"{number:09d}", "jpg": buffer.getvalue(), "cls": number % NUM_CLASSES})
 
 
-def make_shards(pictures: Path, options: list[str], out: Path) -> None:
+def make_shards(images: Path, options: list[str], out: Path) -> None:
     """The command that users type."""
     tool = str(REPOSITORY / "tools" / "make_shards.py")
-    run([sys.executable, tool, "folder", "--train", str(pictures), "--out", str(out), *options])
+    run([sys.executable, tool, "folder", "--train", str(images), "--out", str(out), *options])
 
 
 def run(command: list[str]) -> None:
@@ -164,16 +164,16 @@ def run(command: list[str]) -> None:
 
 
 def memory_rows(work: Path) -> list[dict[str, Any]]:
-    """Peak memory of the command and its workers for each number of pictures."""
+    """Peak memory of the command and its workers for each number of images."""
     rows = []
     for count in MEMORY_COUNTS:
-        pictures, out = work / "pictures", work / "out"
+        images, out = work / "images", work / "out"
         for number in range(count):
-            path = pictures / f"class-{number % NUM_CLASSES:03d}" / f"{number:06d}.png"
+            path = images / f"class-{number % NUM_CLASSES:03d}" / f"{number:06d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(encode_png(np.full((4, 4, 3), number % 256, np.uint8)))
         tool = str(REPOSITORY / "tools" / "make_shards.py")
-        command = [sys.executable, tool, "folder", "--train", str(pictures), "--out", str(out)]
+        command = [sys.executable, tool, "folder", "--train", str(images), "--out", str(out)]
         began = time.perf_counter()
         process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
         peaks = {"command": 0, "worker": 0}
@@ -185,14 +185,14 @@ def memory_rows(work: Path) -> list[dict[str, Any]]:
             raise subprocess.CalledProcessError(process.returncode, command)
         rows.append(
             {
-                "pictures": f"{count:,}",
+                "images": f"{count:,}",
                 "command, MB": round(peaks["command"] / 1e6, 1),
                 "largest worker, MB": round(peaks["worker"] / 1e6, 1),
                 "index, MB": round((out / "train.index.npy").stat().st_size / 1e6, 1),
-                "pictures/s": round(count / (time.perf_counter() - began)),
+                "images/s": round(count / (time.perf_counter() - began)),
             }
         )
-        shutil.rmtree(pictures)
+        shutil.rmtree(images)
         shutil.rmtree(out)
     return rows
 

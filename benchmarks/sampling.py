@@ -1,10 +1,10 @@
-"""What do opening, an epoch's order and the first batch cost in time and memory, for up to 14 million pictures?
+"""What do opening, an epoch's order and the first batch cost in time and memory, for up to 14 million images?
 
-    python benchmarks/sampling.py [--pictures 10000 ... 14000000] [--rounds 3] [--work DIR] [--out FILE.json]
+    python benchmarks/sampling.py [--images 10000 ... 14000000] [--rounds 3] [--work DIR] [--out FILE.json]
 
 Makes folders of shards with a synthetic long-tailed index whose rows all point to a few real JPEGs, and opens each with
 the loader, once per sampling policy, each time in a process of its own. Its memory is what the system counts as
-resident: PyTorch, DALI and mapped files too.
+cache: PyTorch, DALI and mapped files too.
 """
 
 import argparse
@@ -32,9 +32,9 @@ from cbd_fast.errors import run_command
 from cbd_fast.loading.sampling.parallel_map import map_range
 from cbd_fast.loading.sampling.policies import POLICIES, make_order
 
-NUM_PICTURES = (10_000, 100_000, 1_000_000, 10_000_000, 14_000_000)
+NUM_IMAGES = (10_000, 100_000, 1_000_000, 10_000_000, 14_000_000)
 NUM_CLASSES = 21_841
-MIN_MEAN = 100  # pictures a class; fewer pictures have fewer classes, as they would
+MIN_MEAN = 100  # images a class; fewer images have fewer classes, as they would
 NUM_EPOCHS = 90
 MIN_DRAWS = 1_000_000  # of which orders are timed, so that short ones are timed well
 PACKAGES = ("torch", "torchvision", "numpy", "nvidia-dali-cuda120")
@@ -49,12 +49,12 @@ def main() -> None:
         return
     rows = []
     with tempfile.TemporaryDirectory(dir=arguments.work) as work:
-        for num_pictures in arguments.pictures:
-            num_classes = min(arguments.classes, max(1, num_pictures // MIN_MEAN))
-            folder = make_synthetic_shards(Path(work) / str(num_pictures), num_pictures, num_classes)
+        for num_images in arguments.images:
+            num_classes = min(arguments.classes, max(1, num_images // MIN_MEAN))
+            folder = make_synthetic_shards(Path(work) / str(num_images), num_images, num_classes)
             for policy in arguments.policies:
                 result = measured_alone(folder, policy, arguments)
-                rows.append({"pictures": f"{num_pictures:,}", "classes": num_classes, "sampling": policy, **result})
+                rows.append({"images": f"{num_images:,}", "classes": num_classes, "sampling": policy, **result})
                 print(rows[-1], file=sys.stderr)
     print_table(rows)
     settings = {key: str(value) for key, value in vars(arguments).items()}
@@ -64,7 +64,7 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=positive_int, nargs="+", default=NUM_PICTURES, metavar="N")
+    parser.add_argument("--images", type=positive_int, nargs="+", default=NUM_IMAGES, metavar="N")
     parser.add_argument("--classes", type=positive_int, default=NUM_CLASSES, metavar="N", help="at most")
     parser.add_argument("--policies", nargs="+", default=POLICIES, choices=POLICIES)
     parser.add_argument("--batch-size", type=positive_int, default=128, metavar="N")
@@ -99,7 +99,7 @@ def measured(folder: Path, policy: str, batch_size: int, rounds: int) -> dict[st
         "first batch, s": round(max(batches), 3),
         "epoch's order, s": round(order / num_epochs, 4),
         "of all cores, s": round(in_processor / num_epochs, 4),
-        "ns per picture": round(order / num_epochs / num_draws * 1e9),
+        "ns per image": round(order / num_epochs / num_draws * 1e9),
         "packages, MB": round(packages_bytes / 1e6),
         "index, MB": round(index_bytes / 1e6),
         "peak, MB": round(peak_bytes() / 1e6),
@@ -119,16 +119,16 @@ def timed(make: Callable[[], Any], rounds: int) -> tuple[float, float, Any]:
 
 def open_loader(folder: Path, policy: str, batch_size: int) -> Loader:
     """A loader as users open it."""
-    num_pictures = np.load(folder / "train.index.npy", mmap_mode="r").size
-    total_steps = num_pictures // batch_size * NUM_EPOCHS
+    num_images = np.load(folder / "train.index.npy", mmap_mode="r").size
+    total_steps = num_images // batch_size * NUM_EPOCHS
     return Loader(folder, sampling=policy, batch_size=batch_size, image_size=SIDE, total_steps=total_steps)
 
 
 def far_steps(loader: Loader, rounds: int) -> list[int]:
     """Steps of epochs that are far from each other: the first and the last one of a period, and one between."""
-    num_pictures = len(loader.shards)
+    num_images = len(loader.shards)
     epochs = np.linspace(1, NUM_EPOCHS, rounds).astype(int).tolist()
-    draws = [epoch * num_pictures + part for epoch in epochs for part in (0, num_pictures // 2)]
+    draws = [epoch * num_images + part for epoch in epochs for part in (0, num_images // 2)]
     return [draw // loader.batch_size for draw in draws]
 
 

@@ -1,6 +1,6 @@
-"""Do memory, threads and open files stay flat over a million pictures?
+"""Do memory, threads and open files stay flat over a million images?
 
-    python benchmarks/soak.py --shards DIR [--pictures 1000000] [--image-size 32] [--decoder torch] [--out FILE.json]
+    python benchmarks/soak.py --shards DIR [--images 1000000] [--image-size 32] [--decoder torch] [--out FILE.json]
 
 Draws class-balanced batches from the loader and looks at its own process now and then. Exits 1 if at the end memory is
 more than --max-growth megabytes above its highest in the first quarter, or threads or open files are not as many as
@@ -35,22 +35,22 @@ def main() -> None:
 
 
 def look_now_and_then(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Passes pictures through the loader, and yields what its process has at as many times as were asked for."""
+    """Passes images through the loader, and yields what its process has at as many times as were asked for."""
     augmentation = Augmentation(crop=arguments.crop)
     options = {"sampling": "class_balanced", "batch_size": BATCH_SIZE, "image_size": arguments.image_size}
     with Loader(arguments.shards, decoder=arguments.decoder, augmentation=augmentation, **options) as loader:
-        num_steps = max(arguments.points, -(-arguments.pictures // BATCH_SIZE))
+        num_steps = max(arguments.points, -(-arguments.images // BATCH_SIZE))
         looks = {num_steps * number // arguments.points for number in range(1, arguments.points + 1)}
         began, last = time.perf_counter(), 0
         for number, _ in enumerate(loader.steps(0, num_steps), 1):
             if number in looks:
                 now = time.perf_counter()
-                yield {"pictures": number * BATCH_SIZE, **state(), "pictures/s": rate(number - last, now - began)}
+                yield {"images": number * BATCH_SIZE, **state(), "images/s": rate(number - last, now - began)}
                 began, last = now, number
 
 
 def state() -> dict[str, Any]:
-    """Resident memory, threads and open files of this process."""
+    """DecodedCache memory, threads and open files of this process."""
     process = psutil.Process()
     memory = process.memory_info()
     return {
@@ -62,7 +62,7 @@ def state() -> dict[str, Any]:
 
 
 def rate(num_steps: int, seconds: float) -> int:
-    """Pictures per second."""
+    """Images per second."""
     return round(num_steps * BATCH_SIZE / seconds)
 
 
@@ -82,7 +82,7 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--pictures", type=positive_int, default=1_000_000, metavar="N")
+    parser.add_argument("--images", type=positive_int, default=1_000_000, metavar="N")
     parser.add_argument("--image-size", type=positive_int, default=32, metavar="N")
     parser.add_argument("--crop", default="pad_and_crop", choices=("pad_and_crop", "random_resized_crop"))
     parser.add_argument("--decoder", default="torch", metavar="NAME")

@@ -1,4 +1,4 @@
-"""Folders of shards with any number of pictures in next to no space: their index points to a few real JPEGs."""
+"""Folders of shards with any number of images in next to no space: their index points to a few real JPEGs."""
 
 import io
 import tarfile
@@ -12,17 +12,17 @@ from cbd_fast.files import file_sha256
 from cbd_fast.shards.index import INDEX_DTYPE, file_crc32, write_index
 from cbd_fast.shards.manifest import MANIFEST_NAME, Manifest, Recipe, ShardRecord, SplitRecord
 
-NUM_FILES, SIDE = 64, 64  # pictures that really are there, and their height and width
-IMBALANCE = 20_000  # of the exponential tail, Cui et al., CVPR 2019; the smallest class has one picture
+NUM_FILES, SIDE = 64, 64  # images that really are there, and their height and width
+IMBALANCE = 20_000  # of the exponential tail, Cui et al., CVPR 2019; the smallest class has one image
 PART_ROWS = 1 << 20  # of the index that are made at a time
 
 
-def make_synthetic_shards(folder: Path, num_pictures: int, num_classes: int) -> Path:
+def make_synthetic_shards(folder: Path, num_images: int, num_classes: int) -> Path:
     """Makes a long-tailed split ``train`` that the loader opens and reads like any other.
 
     Args:
         folder: is made.
-        num_pictures: rows of the index, at least one per class.
+        num_images: rows of the index, at least one per class.
         num_classes: of a long tail, the largest first.
 
     Returns:
@@ -30,10 +30,10 @@ def make_synthetic_shards(folder: Path, num_pictures: int, num_classes: int) -> 
     """
     folder.mkdir(parents=True)
     files = write_tar(folder / "train-000000.tar")
-    counts = long_tailed_counts(num_pictures, num_classes)
+    counts = long_tailed_counts(num_images, num_classes)
     ends, parts = np.cumsum(counts), []
-    for first in range(0, num_pictures, PART_ROWS):
-        numbers = np.arange(first, min(first + PART_ROWS, num_pictures))
+    for first in range(0, num_images, PART_ROWS):
+        numbers = np.arange(first, min(first + PART_ROWS, num_images))
         rows = files[numbers % NUM_FILES]
         rows["label"] = np.searchsorted(ends, numbers, side="right")
         parts.append(folder / f"part-{first}.npy")
@@ -45,10 +45,10 @@ def make_synthetic_shards(folder: Path, num_pictures: int, num_classes: int) -> 
     return folder
 
 
-def long_tailed_counts(num_pictures: int, num_classes: int) -> np.ndarray:
-    """``(num_classes,)`` int64 pictures per class, from many to one."""
+def long_tailed_counts(num_images: int, num_classes: int) -> np.ndarray:
+    """``(num_classes,)`` int64 images per class, from many to one."""
     weights = IMBALANCE ** -(np.arange(num_classes) / max(num_classes - 1, 1))
-    ends = np.rint((num_pictures - num_classes) * np.cumsum(weights) / weights.sum()).astype(np.int64)
+    ends = np.rint((num_images - num_classes) * np.cumsum(weights) / weights.sum()).astype(np.int64)
     return 1 + np.diff(ends, prepend=0)
 
 
@@ -71,10 +71,10 @@ def write_tar(path: Path) -> np.ndarray:
 def write_manifest(folder: Path, counts: np.ndarray) -> None:
     """Writes dataset.json for the tar and the index that are there."""
     tar, index = folder / "train-000000.tar", folder / "train.index.npy"
-    num_pictures = int(counts.sum())
-    shard = ShardRecord(file=tar.name, num_pictures=num_pictures, num_bytes=tar.stat().st_size, sha256=file_sha256(tar))
+    num_images = int(counts.sum())
+    shard = ShardRecord(file=tar.name, num_images=num_images, num_bytes=tar.stat().st_size, sha256=file_sha256(tar))
     split = SplitRecord(
-        num_pictures=num_pictures,
+        num_images=num_images,
         class_counts=counts.tolist(),
         index=index.name,
         index_crc32=file_crc32(index),

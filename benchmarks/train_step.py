@@ -4,7 +4,7 @@
         [--teacher-precision auto] [--rounds 5] [--seconds 1] [--trained DIR --shards DIR] [--out FILE.json]
 
 Every case is a stage's true step (losses, backward, optimizer) on one batch that is already on the device; 0 teachers
-is stage one. Beside each other, in turns, so that whatever else the machine does meets all alike:
+is stage one. SideStream each other, in turns, so that whatever else the machine does meets all alike:
 
 - naive: plain modules in float32, in PyTorch's default layout, the teachers one after the other, nothing compiled;
 - naive teachers: the same teachers beside the student in the form in which the project trains it;
@@ -13,8 +13,8 @@ is stage one. Beside each other, in turns, so that whatever else the machine doe
 - student: ours, with a target that is there already; teachers: theirs alone, in the form of ours.
 
 A second table has the teachers' forms: milliseconds of one, and the largest distance 1 - cosine of its features from
-those of the plain form, on fresh weights whose batch-norms know the pictures or, with --trained, on those of a
-finished run's teacher-1 and test pictures of --shards.
+those of the plain form, on fresh weights whose batch-norms know the images or, with --trained, on those of a
+finished run's teacher-1 and test images of --shards.
 """
 
 import argparse
@@ -40,15 +40,15 @@ from cbd_fast.config.schema import Config
 from cbd_fast.errors import run_command
 from cbd_fast.loading.augment import Augmentation
 from cbd_fast.training.models import BACKBONES, CosineModel, Teachers, build_model
-from cbd_fast.training.optimized_model import Beside, inference_dtype, teachers_in_best_form
-from cbd_fast.training.plan import Job, join_stage, load_model
+from cbd_fast.training.optimized_model import SideStream, inference_dtype, optimized_teachers
+from cbd_fast.training.plan import ModelSpec, join_setup, load_model
 from cbd_fast.training.run_dir import CONFIG_NAME
-from cbd_fast.training.train_step import Learner, make_learner, what_is_compiled
+from cbd_fast.training.train_step import TrainStep, make_train_step, what_is_compiled
 from cbd_fast.training.trainer import make_accelerator
 
 LONG_RUN = 10**6  # steps: all that pays is compiled
 NUM_CLASSES = 1000
-SMALL = ("resnet32", "small_convnet")  # for pictures of 32 pixels
+SMALL = ("resnet32", "small_convnet")  # for images of 32 pixels
 CONTESTANTS = ("naive", "naive teachers", "ours", "compiled the other way", "student", "teachers")
 NAIVE = {"compile": False, "channels_last": False}
 GOAL_OF_PARTS, GOAL_OF_NAIVE = 1.1, 0.75
@@ -56,7 +56,7 @@ STAGES = {0: "stage one", 1: "one teacher"}
 PACKAGES = ("torch", "torchvision", "accelerate", "numpy")
 
 
-class Given(Beside):
+class Given(SideStream):
     """Teachers whose target is there already."""
 
     def __init__(self, target: Tensor) -> None:
@@ -97,7 +97,8 @@ def measured_steps(backbone: str, precision: str, num_teachers: int, arguments: 
     ours = learner_of(config, num_teachers)
     device = ours.accelerator.device
     plain, fast = (
-        (images.to(device).contiguous(memory_format=learner.layout), labels.to(device)) for learner in (naive, ours)
+        (images.to(device).contiguous(memory_format=train_step.layout), labels.to(device))
+        for train_step in (naive, ours)
     )
     contestants: dict[str, Callable[[], Any]] = {
         "naive": lambda: naive.learn(*plain),
@@ -160,13 +161,13 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def learner_of(config: Config, num_teachers: int) -> Learner:
+def learner_of(config: Config, num_teachers: int) -> TrainStep:
     """What the engine makes of the last stage of a config, with weights that have learned nothing."""
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = make_accelerator(config)
-    job = Job(
+    spec = ModelSpec(
         name="model",
-        stage="two" if num_teachers else "one",
+        stage="student" if num_teachers else "teachers",
         seed=0,
         sampling="instance",
         augmentation=Augmentation(),
@@ -176,10 +177,12 @@ def learner_of(config: Config, num_teachers: int) -> Learner:
         identity={},
     )
     teachers = [build_model(config.model.backbone, NUM_CLASSES) for _ in range(num_teachers)]
-    learner = make_learner(join_stage(job, config, teachers), config, accelerator)
+    train_step = make_train_step(join_setup(spec, config, teachers), config, accelerator)
     if not config.runtime.channels_last and num_teachers:  # the naive form
-        learner = replace(learner, teachers=Beside(Teachers(teachers).to(accelerator.device), accelerator.device))
-    return learner
+        train_step = replace(
+            train_step, teachers=SideStream(Teachers(teachers).to(accelerator.device), accelerator.device)
+        )
+    return train_step
 
 
 def config_of(backbone: str, precision: str, num_teachers: int, runtime: dict[str, Any]) -> Config:
@@ -198,7 +201,7 @@ def config_of(backbone: str, precision: str, num_teachers: int, runtime: dict[st
 
 
 def batch_of(backbone: str, arguments: argparse.Namespace) -> tuple[Tensor, Tensor]:
-    """Pictures and labels without meaning, of the usual size."""
+    """Images and labels without meaning, of the usual size."""
     side = side_of(backbone)
     size = arguments.batch_size or (128 if side == 32 or torch.cuda.is_available() else 8)
     generator = torch.Generator().manual_seed(0)
@@ -207,7 +210,7 @@ def batch_of(backbone: str, arguments: argparse.Namespace) -> tuple[Tensor, Tens
 
 
 def side_of(backbone: str) -> int:
-    """Of the pictures that it is for."""
+    """Of the images that it is for."""
     return 32 if backbone in SMALL else 224
 
 
@@ -216,22 +219,22 @@ def measured_forms(backbone: str, arguments: argparse.Namespace) -> Iterator[dic
     torch._dynamo.reset()
     AcceleratorState._reset_state(reset_partial_state=True)
     device = Accelerator(cpu=not torch.cuda.is_available()).device
-    model, images = teacher_and_pictures(backbone, arguments)
+    model, images = teacher_and_images(backbone, arguments)
     plain = Teachers([model.to(device)])
     images = images.to(device)
-    candidates = {"plain float32": Beside(plain, device)}
+    candidates = {"plain float32": SideStream(plain, device)}
     for precision in ("no", "bf16", "fp16"):
         dtype = inference_dtype(precision, device)
         for is_compiled in (False, True) if precision == "no" or dtype != torch.float32 else ():
             name = f"folded, {str(dtype).removeprefix('torch.')}{', compiled' if is_compiled else ''}"
-            candidates[name] = Beside(teachers_in_best_form(plain, dtype, is_compiled), device)
+            candidates[name] = SideStream(optimized_teachers(plain, dtype, is_compiled), device)
     expected = candidates["plain float32"].begin(images)().double()
     distances = {
         name: float((1 - (form.begin(images)().double() * expected).sum(dim=1)).abs().max())
         for name, form in candidates.items()
     }
 
-    def call(form: Beside) -> Callable[[], Tensor]:
+    def call(form: SideStream) -> Callable[[], Tensor]:
         return lambda: form.begin(images)()
 
     rounds = measured_rounds({name: call(form) for name, form in candidates.items()}, device, arguments)
@@ -241,8 +244,8 @@ def measured_forms(backbone: str, arguments: argparse.Namespace) -> Iterator[dic
         yield facts | {"milliseconds": median, "rounds": rounds[name], "distance": distance}
 
 
-def teacher_and_pictures(backbone: str, arguments: argparse.Namespace) -> tuple[CosineModel, Tensor]:
-    """A finished run's teacher with test pictures, or one whose batch-norms know the pictures that it gets."""
+def teacher_and_images(backbone: str, arguments: argparse.Namespace) -> tuple[CosineModel, Tensor]:
+    """A finished run's teacher with test images, or one whose batch-norms know the images that it gets."""
     if arguments.trained:
         config = read_config(arguments.trained / CONFIG_NAME)
         if config.model.backbone == backbone:

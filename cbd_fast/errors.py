@@ -1,6 +1,7 @@
 """The one exception for bad input, and the exit codes of every command."""
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -13,7 +14,13 @@ class InputError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A run that began cannot go on (a diverged loss, too many bad pictures): the message says where and why."""
+    """A run that began cannot go on (a diverged loss, too many bad images): the message says where and why."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, without the place in a library's source that some begin with."""
+    lines = str(error).strip().splitlines()
+    return re.sub(r"^\w+, /\S+:\d+, ", "", lines[0]) if lines else type(error).__name__
 
 
 def run_command(main: Callable[[], None]) -> NoReturn:

@@ -16,16 +16,16 @@ PARTIAL_SUFFIX = ".cbd_fast-partial"  # nobody else's file or folder has such a 
 LOCK_SECONDS = 10.0  # how long a command waits for a folder that another has
 
 
-def write_whole(path: Path, data: bytes | str) -> None:
+def write_atomically(path: Path, data: bytes | str) -> None:
     """Writes ``data`` to ``path``; after a crash the file holds the old content or the new, never a part."""
     temporary = path.with_name(path.name + PARTIAL_SUFFIX)
     temporary.write_bytes(data.encode() if isinstance(data, str) else data)
-    to_disk(temporary)
+    fsync_path(temporary)
     os.replace(temporary, path)
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """Yields an empty folder beside ``path`` that becomes ``path`` when the block ends without an error.
 
     ``path`` itself may exist only as an empty folder. After an error nothing is left; after a kill the folder stays
@@ -42,7 +42,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         for file in temporary.rglob("*"):
-            to_disk(file)
+            fsync_path(file)
         os.replace(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -50,14 +50,14 @@ def whole_folder(path: Path) -> Iterator[Path]:
             with suppress(OSError):  # somebody else may have put something there by now
                 parent.rmdir()
         raise
-    to_disk(path.parent)
+    fsync_path(path.parent)
 
 
 @contextmanager
 def resumable_folder(path: Path) -> Iterator[Path]:
     """Yields the folder beside ``path`` that becomes ``path`` when the block ends without an error.
 
-    Like ``whole_folder``, but what an interrupted attempt left is still in it, and after an error it stays for the
+    Like ``atomic_folder``, but what an interrupted attempt left is still in it, and after an error it stays for the
     next attempt, except after ``InputError`` at the first. Nobody else can have the folder at the same time.
     """
     path = path.resolve()
@@ -76,9 +76,9 @@ def resumable_folder(path: Path) -> Iterator[Path]:
                     parent.rmdir()
             raise
         if temporary.exists():
-            to_disk(temporary)
+            fsync_path(temporary)
             os.replace(temporary, path)
-            to_disk(path.parent)
+            fsync_path(path.parent)
 
 
 @contextmanager
@@ -138,7 +138,7 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def to_disk(path: Path) -> None:
+def fsync_path(path: Path) -> None:
     """Returns when a file or folder has reached the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

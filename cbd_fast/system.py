@@ -1,4 +1,4 @@
-"""This process's place among the others, its share of the machine's cores and memory, its threads for pictures."""
+"""This process's place among the others, its fraction of the machine's cores and memory, its threads for images."""
 
 import os
 import threading
@@ -67,7 +67,7 @@ def _left_in_control_groups(root: Path = Path("/sys/fs/cgroup")) -> list[int]:
 
 
 def thread_pool(num_threads: int) -> ThreadPoolExecutor:
-    """Threads in each of which PyTorch computes on one core: the parallelism is over pictures."""
+    """Threads in each of which PyTorch computes on one core: the parallelism is over images."""
     num_inside = torch.get_num_threads()
     ready = threading.Barrier(num_threads + 1)
 
@@ -76,7 +76,7 @@ def thread_pool(num_threads: int) -> ThreadPoolExecutor:
         torch.set_num_threads(1)
         ready.wait()
 
-    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="cbd-picture")
+    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="cbd-image")
     for _ in range(num_threads):
         pool.submit(use_one_core)
     ready.wait()

@@ -1,4 +1,4 @@
-"""What several test modules share: pictures, shards and the GPU marker."""
+"""What several test modules fraction: images, shards and the GPU marker."""
 
 import io
 from pathlib import Path
@@ -13,7 +13,7 @@ from sklearn.datasets import load_sample_images
 from cbd_fast.shards.sources.archives import digits_source
 from cbd_fast.shards.sources.image_folder import folder_source
 from cbd_fast.shards.writing.dataset_writer import write_dataset
-from cbd_fast.shards.writing.options import Wanted
+from cbd_fast.shards.writing.options import WriteOptions
 
 
 def pytest_collection_modifyitems(items):
@@ -38,9 +38,9 @@ def photos() -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="session")
-def picture_folder(photos, tmp_path_factory) -> Path:
+def image_folder(photos, tmp_path_factory) -> Path:
     """``train`` and ``test`` with three classes of 12, 5 and 2 (2 each in test) cuts of photographs, JPEG and PNG."""
-    root = tmp_path_factory.mktemp("pictures")
+    root = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     counts = {"train": {"ant": 12, "bee": 5, "cat": 2}, "test": {"ant": 2, "bee": 2, "cat": 2}}
     for split, classes in counts.items():
@@ -54,11 +54,11 @@ def picture_folder(photos, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def photo_shards(picture_folder, tmp_path_factory) -> Path:
-    """The pictures of ``picture_folder`` as shards."""
+def photo_shards(image_folder, tmp_path_factory) -> Path:
+    """The images of ``image_folder`` as shards."""
     out = tmp_path_factory.mktemp("shards") / "photos"
-    source = folder_source({split: picture_folder / split for split in ("train", "test")})
-    write_dataset(source, out, Wanted(), num_workers=2)
+    source = folder_source({split: image_folder / split for split in ("train", "test")})
+    write_dataset(source, out, WriteOptions(), num_workers=2)
     return out
 
 
@@ -77,7 +77,7 @@ def cut(photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def encoded(pixels: np.ndarray, extension: str = "jpg", **options) -> bytes:
-    """A picture file."""
+    """An image file."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format={"jpg": "JPEG"}.get(extension, extension.upper()), **options)
     return buffer.getvalue()
@@ -87,5 +87,5 @@ def encoded(pixels: np.ndarray, extension: str = "jpg", **options) -> bytes:
 def digits_shards(tmp_path_factory) -> Path:
     """The long-tailed handwritten digits."""
     out = tmp_path_factory.mktemp("shards") / "digits_lt"
-    write_dataset(digits_source(0), out, Wanted(), num_workers=2)
+    write_dataset(digits_source(0), out, WriteOptions(), num_workers=2)
     return out

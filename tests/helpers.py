@@ -36,7 +36,7 @@ def write(path, data):
 def check_by_stock_readers(folder: Path, expected: dict[str, list[int]]) -> None:
     """Stock webdataset and DALI read every split; ``expected`` has the sorted labels of each."""
     manifest = read_manifest(folder)
-    assert {split: record.num_pictures for split, record in manifest.splits.items()} == {
+    assert {split: record.num_images for split, record in manifest.splits.items()} == {
         split: len(labels) for split, labels in expected.items()
     }
     for split, record in manifest.splits.items():
@@ -53,6 +53,6 @@ def check_by_stock_readers(folder: Path, expected: dict[str, list[int]]) -> None
                 paths=paths, ext=["jpg;png;webp", "cls"], missing_component_behavior="error"
             )
             pipeline.set_outputs(fn.decoders.image(data, output_type=types.RGB, adjust_orientation=False), label)
-        pictures, labels = pipeline.run()
+        images, labels = pipeline.run()
         assert [int(bytes(np.asarray(each))) for each in labels] == rows["label"].tolist()
-        assert [np.asarray(each).shape[:2] for each in pictures] == rows[["height", "width"]].tolist()
+        assert [np.asarray(each).shape[:2] for each in images] == rows[["height", "width"]].tolist()

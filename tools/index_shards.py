@@ -13,7 +13,7 @@ from cbd_fast.cli.shard_options import (
     layout_from,
     progress_on,
     report,
-    wanted_from,
+    write_options_from,
 )
 from cbd_fast.errors import run_command
 from cbd_fast.shards.sources.webdataset import webdataset_source
@@ -34,16 +34,16 @@ def main() -> None:
     for name in ONLY_WITH_OUT:
         if arguments.out is None and getattr(arguments, name) is not None:
             parser.error(f"--{name.replace('_', '-')} changes what is in the shards: it needs --out")
-    wanted = wanted_from(arguments, parser)
+    options = write_options_from(arguments, parser)
     source = webdataset_source(arguments.folder, layout_from(arguments))
     console = make_console()
     with progress_on(console) as progress:
         if arguments.out is None:
             place = arguments.folder
-            written = index_dataset(source, place, wanted, num_workers=arguments.workers, progress=progress)
+            written = index_dataset(source, place, options, num_workers=arguments.workers, progress=progress)
         else:
             place = arguments.out
-            written = write_dataset(source, place, wanted, num_workers=arguments.workers, progress=progress)
+            written = write_dataset(source, place, options, num_workers=arguments.workers, progress=progress)
     report(written, place, console)
 
 

@@ -16,7 +16,7 @@ from cbd_fast.cli.shard_options import (
     layout_from,
     progress_on,
     report,
-    wanted_from,
+    write_options_from,
 )
 from cbd_fast.errors import run_command
 from cbd_fast.shards.sources.archives import cifar_source, digits_source
@@ -32,11 +32,11 @@ def main() -> None:
     """Parses the command line, writes the shards, prints what was written."""
     parser = make_parser()
     arguments = parser.parse_args()
-    wanted = wanted_from(arguments, parser)
+    options = write_options_from(arguments, parser)
     console = make_console()
     with progress_on(console) as progress:
         written = write_dataset(
-            read_source(arguments), arguments.out, wanted, num_workers=arguments.workers, progress=progress
+            read_source(arguments), arguments.out, options, num_workers=arguments.workers, progress=progress
         )
     report(written, arguments.out, console)
 
@@ -53,12 +53,12 @@ def make_parser() -> argparse.ArgumentParser:
 
     add("digits", "scikit-learn's handwritten digits, long-tailed")
 
-    source = add("folder", "one folder per split, with one folder of pictures per class in it")
+    source = add("folder", "one folder per split, with one folder of images per class in it")
     source.add_argument("--train", type=Path, required=True, metavar="DIR", help="its folders name the classes")
     source.add_argument("--val", type=Path, metavar="DIR")
     source.add_argument("--test", type=Path, metavar="DIR")
 
-    source = add("list", "text files with a line 'relative/path label' per picture, as of ImageNet-LT and Places-LT")
+    source = add("list", "text files with a line 'relative/path label' per image, as of ImageNet-LT and Places-LT")
     source.add_argument("--images", type=Path, required=True, metavar="ROOT", help="where the paths start")
     source.add_argument("--train", type=Path, required=True, metavar="LIST")
     source.add_argument("--val", type=Path, metavar="LIST")

@@ -1,10 +1,10 @@
-"""Checks shards: sizes and index against the tars, or with --full every byte and every picture.
+"""Checks shards: sizes and index against the tars, or with --full every byte and every image.
 
 python tools/verify_shards.py shards/NAME
 python tools/verify_shards.py shards/NAME --full
-python tools/verify_shards.py shards/NAME --quarantine    # full, and marks bad pictures: the loader passes over them
+python tools/verify_shards.py shards/NAME --quarantine    # full, and marks bad images: the loader passes over them
 
-Exit codes: 0 all is well, or bad pictures were marked; 1 something is not; 2 these are not shards.
+Exit codes: 0 all is well, or bad images were marked; 1 something is not; 2 these are not shards.
 """
 
 import argparse
@@ -29,14 +29,14 @@ def main() -> None:
     findings: dict[str, SplitFindings] = {}
     with make_bars(console) as progress:
         for split, record in manifest.splits.items():
-            task = progress.add_task(split, total=record.num_pictures, rate="")
+            task = progress.add_task(split, total=record.num_images, rate="")
             findings[split] = verify_split(
                 arguments.folder,
                 manifest,
                 split,
                 is_full=arguments.full or arguments.quarantine,
                 num_workers=arguments.workers,
-                on_pictures=partial(progress.advance, task),
+                on_images=partial(progress.advance, task),
             )
     lines = [line for split, found in findings.items() for line in describe(split, found)]
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
@@ -58,8 +58,8 @@ def parse_arguments() -> argparse.Namespace:
     """The command line; errors in it end the program with exit code 2."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="DIR", help="a folder of shards")
-    parser.add_argument("--full", action="store_true", help="sha256 of shards; crc32 and decoding of every picture")
-    parser.add_argument("--quarantine", action="store_true", help="mark bad pictures in the index (implies --full)")
+    parser.add_argument("--full", action="store_true", help="sha256 of shards; crc32 and decoding of every image")
+    parser.add_argument("--quarantine", action="store_true", help="mark bad images in the index (implies --full)")
     parser.add_argument(
         "--workers", type=positive_int, default=len(os.sched_getaffinity(0)), metavar="N", help="threads"
     )
@@ -68,7 +68,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def describe(split: str, found: SplitFindings) -> list[str]:
     """What was found in a split, as lines."""
-    lines = [f"{split}: {len(found.index):,} pictures in {len(found.record.shards):,} shards"]
+    lines = [f"{split}: {len(found.index):,} images in {len(found.record.shards):,} shards"]
     if number := found.record.num_quarantined:
         lines.append(f"  {number:,} are quarantined, of which {len(found.good):,} can be used again")
     problems = [*found.lasting_problems, *found.problems, *(f"{bad.name}: {bad.reason}" for bad in found.bad)]

@@ -13,18 +13,17 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
-from cbd_fast.shards.long_tail import KINDS, LongTail
-from cbd_fast.shards.manifest import frequency_groups
+from cbd_fast.shards.long_tail import KINDS, LongTail, frequency_groups
 from cbd_fast.shards.sources.base import SPLITS
 from cbd_fast.shards.sources.webdataset import TarLayout
 from cbd_fast.shards.writing.finalize import SKIPPED_NAME, WrittenDataset
-from cbd_fast.shards.writing.options import Progress, ShardSize, Wanted
+from cbd_fast.shards.writing.options import Progress, ShardSize, WriteOptions
 from cbd_fast.shards.writing.presets import PRESETS, find_preset
-from cbd_fast.shards.writing.validate_image import DEFAULT_MAX_PIXELS, DEFAULT_QUALITY, VERIFICATIONS, PictureRules
+from cbd_fast.shards.writing.validate_image import DEFAULT_MAX_PIXELS, DEFAULT_QUALITY, VERIFICATIONS, ImageRules
 from cbd_fast.ui.console import Rate, make_bars
 
 NUM_SKIPPED_SHOWN = 10
-DEFAULT_MAX_BAD_SHARE = 0.01
+DEFAULT_MAX_BAD_FRACTION = 0.01
 
 
 def add_options(parser: argparse.ArgumentParser, source: str, is_out_required: bool = True) -> None:
@@ -36,7 +35,7 @@ def add_options(parser: argparse.ArgumentParser, source: str, is_out_required: b
 
 
 def _add_checking_options(parser: argparse.ArgumentParser) -> None:
-    """How pictures are checked, and by how many workers."""
+    """How images are checked, and by how many workers."""
     group = parser.add_argument_group("checking")
     group.add_argument(
         "--workers", type=positive_int, default=len(os.sched_getaffinity(0)), metavar="N", help="default: one per core"
@@ -45,32 +44,32 @@ def _add_checking_options(parser: argparse.ArgumentParser) -> None:
         "--verify",
         choices=VERIFICATIONS,
         default="full",
-        help="full decodes every picture; header decodes JPEGs only if they do not end as they should (default full)",
+        help="full decodes every image; header decodes JPEGs only if they do not end as they should (default full)",
     )
     group.add_argument(
         "--max-pixels",
         type=positive_int,
         default=DEFAULT_MAX_PIXELS,
         metavar="N",
-        help=f"leave out pictures of more pixels without decoding them (default {DEFAULT_MAX_PIXELS:,})",
+        help=f"leave out images of more pixels without decoding them (default {DEFAULT_MAX_PIXELS:,})",
     )
     group.add_argument(
         "--max-bad",
         type=_share,
-        metavar="SHARE",
-        help=f"of the pictures; if more cannot be used, stop (default {DEFAULT_MAX_BAD_SHARE}; none with --preset)",
+        metavar="FRACTION",
+        help=f"of the images; if more cannot be used, stop (default {DEFAULT_MAX_BAD_FRACTION}; none with --preset)",
     )
-    group.add_argument("--strict", action="store_true", help="stop at the first picture that cannot be used")
+    group.add_argument("--strict", action="store_true", help="stop at the first image that cannot be used")
 
 
 def _add_writing_options(parser: argparse.ArgumentParser, is_out_required: bool) -> None:
-    """Where shards go, their size, and how pictures are stored."""
+    """Where shards go, their size, and how images are stored."""
     group = parser.add_argument_group("shards")
     group.add_argument("--out", type=Path, required=is_out_required, metavar="DIR", help="the folder to write")
-    group.add_argument("--seed", type=int, default=0, help="chooses and shuffles the pictures (default 0)")
+    group.add_argument("--seed", type=int, default=0, help="chooses and shuffles the images (default 0)")
     group.add_argument("--shard-megabytes", type=_positive_float, default=100.0, metavar="MB", help="default 100")
-    group.add_argument("--shard-pictures", type=positive_int, default=5000, metavar="N", help="default 5000")
-    group = parser.add_argument_group("smaller pictures (by default the original bytes go in)")
+    group.add_argument("--shard-images", type=positive_int, default=5000, metavar="N", help="default 5000")
+    group = parser.add_argument_group("smaller images (by default the original bytes go in)")
     group.add_argument("--short-side", type=positive_int, metavar="N", help="shrink to this many pixels")
     group.add_argument("--max-side", type=positive_int, metavar="N", help="shrink to at most this many pixels")
     group.add_argument(
@@ -83,13 +82,13 @@ def _add_writing_options(parser: argparse.ArgumentParser, is_out_required: bool)
 
 
 def _add_choosing_options(parser: argparse.ArgumentParser, source: str) -> None:
-    """Which pictures of a source are taken."""
-    group = parser.add_argument_group("which pictures")
+    """Which images of a source are taken."""
+    group = parser.add_argument_group("which images")
     group.add_argument(
         "--imbalance",
         type=_imbalance,
         metavar="F",
-        help="make a long tail: keep floor(n_max * F ** (-c / (C - 1))) training pictures of class c",
+        help="make a long tail: keep floor(n_max * F ** (-c / (C - 1))) training images of class c",
     )
     group.add_argument(
         "--imbalance-kind",
@@ -100,14 +99,14 @@ def _add_choosing_options(parser: argparse.ArgumentParser, source: str) -> None:
         "--val-per-class",
         type=positive_int,
         metavar="N",
-        help="make a validation split of pictures that the long tail leaves out",
+        help="make a validation split of images that the long tail leaves out",
     )
     names = [name for name, preset in PRESETS.items() if source in preset.sources]
     group.add_argument("--preset", choices=names, metavar="NAME", help=f"check what is published: {', '.join(names)}")
 
 
 def add_layout_options(parser: argparse.ArgumentParser) -> None:
-    """Options that say where pictures, labels and splits of foreign shards are."""
+    """Options that say where images, labels and splits of foreign shards are."""
     parser.add_argument("folder", type=Path, metavar="DIR", help="holds the tars, at any depth")
     for split in SPLITS:
         parser.add_argument(
@@ -116,7 +115,7 @@ def add_layout_options(parser: argparse.ArgumentParser) -> None:
             help="tars of this split, such as 'train-*.tar' (default: by the word in their path)",
         )
     parser.add_argument(
-        "--picture", metavar="EXT", help="extension of the picture, such as 'image.jpg', where a sample has several"
+        "--image", metavar="EXT", help="extension of the image, such as 'image.jpg', where a sample has several"
     )
     parser.add_argument("--label-key", metavar="KEY", help="of the label in .json (default: the label is .cls or .txt)")
     parser.add_argument("--classes", type=Path, metavar="FILE", help="names of the classes, one per line")
@@ -125,12 +124,10 @@ def add_layout_options(parser: argparse.ArgumentParser) -> None:
 def layout_from(arguments: argparse.Namespace) -> TarLayout:
     """What ``add_layout_options`` asked for."""
     globs = {split: pattern for split in SPLITS if (pattern := getattr(arguments, split))}
-    return TarLayout(
-        globs=globs, picture=arguments.picture, label_key=arguments.label_key, classes_file=arguments.classes
-    )
+    return TarLayout(globs=globs, image=arguments.image, label_key=arguments.label_key, classes_file=arguments.classes)
 
 
-def wanted_from(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> Wanted:
+def write_options_from(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> WriteOptions:
     """What the options ask for; options that contradict each other end the program with exit code 2."""
     imbalance, preset = getattr(arguments, "imbalance", None), getattr(arguments, "preset", None)
     kind = getattr(arguments, "imbalance_kind", None)
@@ -141,13 +138,13 @@ def wanted_from(arguments: argparse.Namespace, parser: argparse.ArgumentParser) 
         _, tail = find_preset(preset, arguments.source, tail)
     if num_val := getattr(arguments, "val_per_class", None) or 0:
         if tail is None:
-            parser.error("--val-per-class takes pictures that a long tail leaves out: it needs --imbalance")
+            parser.error("--val-per-class takes images that a long tail leaves out: it needs --imbalance")
         tail = LongTail(imbalance=tail.imbalance, kind=tail.kind, num_val_per_class=num_val)
-    max_bad = DEFAULT_MAX_BAD_SHARE if arguments.max_bad is None else arguments.max_bad
-    return Wanted(
+    max_bad = DEFAULT_MAX_BAD_FRACTION if arguments.max_bad is None else arguments.max_bad
+    return WriteOptions(
         seed=arguments.seed,
-        size=ShardSize(num_bytes=int(arguments.shard_megabytes * 10**6), num_pictures=arguments.shard_pictures),
-        rules=PictureRules(
+        size=ShardSize(num_bytes=int(arguments.shard_megabytes * 10**6), num_images=arguments.shard_images),
+        rules=ImageRules(
             verify=arguments.verify,
             max_pixels=arguments.max_pixels,
             short_side=arguments.short_side,
@@ -156,7 +153,7 @@ def wanted_from(arguments: argparse.Namespace, parser: argparse.ArgumentParser) 
         ),
         tail=tail,
         preset=preset,
-        max_bad_share=0.0 if arguments.strict else max_bad,
+        max_bad_fraction=0.0 if arguments.strict else max_bad,
         is_whole=bool(preset) and arguments.max_bad is None,
     )
 
@@ -165,22 +162,22 @@ class BarProgress(Progress):
     """A progress bar with the rate on a terminal; elsewhere only notes."""
 
     def __init__(self, bars: Bars) -> None:
-        self._bars, self._task = bars, bars.add_task("pictures", total=None, rate="")
+        self._bars, self._task = bars, bars.add_task("images", total=None, rate="")
         self._rate: Rate | None = None
 
     def note(self, message: str) -> None:
         self._bars.console.print(message, highlight=False, markup=False)
 
-    def start(self, num_pictures: int) -> None:
-        self._bars.update(self._task, total=num_pictures)
+    def start(self, num_images: int) -> None:
+        self._bars.update(self._task, total=num_images)
         self._rate = None
 
-    def update(self, num_pictures: int) -> None:
+    def update(self, num_images: int) -> None:
         if self._rate is None:
-            self._rate = Rate(num_pictures)
-            if num_pictures:
-                self.note(f"going on after {num_pictures:,} pictures that are done already")
-        self._bars.update(self._task, completed=num_pictures, rate=self._rate.describe(num_pictures))
+            self._rate = Rate(num_images)
+            if num_images:
+                self.note(f"going on after {num_images:,} images that are done already")
+        self._bars.update(self._task, completed=num_images, rate=self._rate.describe(num_images))
 
 
 @contextmanager
@@ -191,19 +188,19 @@ def progress_on(console: Console) -> Iterator[BarProgress]:
 
 
 def report(written: WrittenDataset, out: Path, console: Console) -> None:
-    """Prints the closing table and the first of the pictures that were left out."""
+    """Prints the closing table and the first of the images that were left out."""
     manifest = written.manifest
     groups = frequency_groups(np.array(manifest.splits["train"].class_counts))
     # not markup: names of folders and files may look like it
     table = Table(title=Text(f"{out}" + ("" if written.is_new else " (already there, unchanged)")))
-    for column in ("split", "classes", "pictures", *groups, "megabytes", "shards"):
+    for column in ("split", "classes", "images", *groups, "megabytes", "shards"):
         table.add_column(column, justify="left" if column == "split" else "right")
     for split, record in manifest.splits.items():
         present = np.array(record.class_counts) > 0
         table.add_row(
             split,
             f"{present.sum():,}",
-            f"{record.num_pictures:,}",
+            f"{record.num_images:,}",
             *(f"{(mask & present).sum():,}" for mask in groups.values()),
             f"{sum(shard.num_bytes for shard in record.shards) / 1e6:,.1f}",
             f"{len(record.shards):,}",
@@ -211,13 +208,13 @@ def report(written: WrittenDataset, out: Path, console: Console) -> None:
     console.print(table)
     lines = ["many, medium, few: classes of more than 100, 20 to 100, fewer than 20 for training", *manifest.notes]
     if written.num_converted:
-        lines.append(f"{written.num_converted:,} pictures coded anew as 8-bit RGB (CMYK, palette, alpha, 16 bits, ...)")
+        lines.append(f"{written.num_converted:,} images coded anew as 8-bit RGB (CMYK, palette, alpha, 16 bits, ...)")
     if written.num_resized:
-        lines.append(f"{written.num_resized:,} pictures shrunk")
+        lines.append(f"{written.num_resized:,} images shrunk")
     if written.num_oriented:
-        lines.append(f"{written.num_oriented:,} pictures have an orientation tag, which is ignored everywhere")
+        lines.append(f"{written.num_oriented:,} images have an orientation tag, which is ignored everywhere")
     if written.skipped:
-        lines.append(f"{len(written.skipped):,} pictures left out, all in {out / SKIPPED_NAME}; the first:")
+        lines.append(f"{len(written.skipped):,} images left out, all in {out / SKIPPED_NAME}; the first:")
         first = written.skipped[:NUM_SKIPPED_SHOWN]
         lines += [f"  {skip}" for skip in first]
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)

@@ -74,15 +74,6 @@ def settings_text(settings: type[BaseModel], width: int) -> str:
     return "\n".join(lines[1:]) + "\n"
 
 
-def flattened(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings as pairs of dotted name and value."""
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            yield from flattened(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
-
-
 def in_words(annotation: Any) -> str:
     """What a setting takes, such as ``number or none`` or ``one of: a, b``."""
     origin, arguments = get_origin(annotation), get_args(annotation)

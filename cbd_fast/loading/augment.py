@@ -1,18 +1,19 @@
-"""Which box, flip and colour matrix for each picture: pure NumPy, from settings and counters to a Plan.
+"""Which box, flip and colour matrix for each image: pure NumPy, from settings and counters to a Plan.
 
 Every random number is a hash of (seed, step, position in the global batch), so a batch can be planned again at any
-time, anywhere. Training and test pictures differ only in the Plan.
+time, anywhere. Training and test images differ only in the Plan.
 """
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from cbd_fast.loading.counter_rng import hash64, uniform
+from cbd_fast.settings import Settings
 
-CENTER_SHARE = 224 / 256
+CENTER_FRACTION = 224 / 256
 NUM_BOX_TRIES = 10  # as in torchvision's RandomResizedCrop
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, of which YIQ is made
 _RGB_TO_YIQ = np.array([LUMA, [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
@@ -22,27 +23,25 @@ _YIQ_TO_RGB = np.linalg.inv(_RGB_TO_YIQ)
 _BOX, _FLIP, _COLOR = 16, 17, 18
 
 
-class Augmentation(BaseModel):
-    """How a picture becomes a square of the model's input size."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+class Augmentation(Settings):
+    """How an image becomes a square of the model's input size."""
 
     crop: Literal["random_resized_crop", "pad_and_crop", "center"] = Field(
         "random_resized_crop",
         description="random_resized_crop: a random box, resized; pad_and_crop: the middle square, moved by up to "
-        "`padding` pixels, over black where the picture ends, for small pictures; center: the middle, for testing",
+        "`padding` pixels, over black where the image ends, for small images; center: the middle, for testing",
     )
-    min_area: float = Field(0.05, gt=0, le=1, description="random_resized_crop: smallest share of the picture's area")
-    max_area: float = Field(1.0, gt=0, le=1, description="random_resized_crop: largest share of the picture's area")
+    min_area: float = Field(0.05, gt=0, le=1, description="random_resized_crop: smallest fraction of the image's area")
+    max_area: float = Field(1.0, gt=0, le=1, description="random_resized_crop: largest fraction of the image's area")
     min_aspect: float = Field(3 / 4, gt=0, description="random_resized_crop: smallest width / height of the box")
     max_aspect: float = Field(4 / 3, gt=0, description="random_resized_crop: largest width / height of the box")
     padding: int = Field(4, ge=0, description="pad_and_crop: largest move, in pixels of the model's input")
-    center_share: float | None = Field(
+    center_fraction: float | None = Field(
         None,
         gt=0,
         le=1,
-        description="center: side of the square as a share of the picture's short side; by default 224/256, or 1 for "
-        "pictures that pad_and_crop trained on",
+        description="center: side of the square as a fraction of the image's short side; by default 224/256, or 1 for "
+        "images that pad_and_crop trained on",
     )
     flip: bool = Field(True, description="mirror left and right with probability 1/2; never with center")
     color_jitter: float = Field(
@@ -70,26 +69,26 @@ class Augmentation(BaseModel):
 
     def for_test(self) -> "Augmentation":
         """The centre crop and colours that go with this augmentation."""
-        share = self.center_share or (1.0 if self.crop == "pad_and_crop" else CENTER_SHARE)
-        return self.model_copy(update={"crop": "center", "center_share": share, "color_jitter": 0.0})
+        fraction = self.center_fraction or (1.0 if self.crop == "pad_and_crop" else CENTER_FRACTION)
+        return self.model_copy(update={"crop": "center", "center_fraction": fraction, "color_jitter": 0.0})
 
     @property
-    def pads(self) -> bool:
-        """Whether boxes may reach over the picture's edges."""
+    def allow_padding(self) -> bool:
+        """Whether boxes may reach over the image's edges."""
         return self.crop == "pad_and_crop" and self.padding > 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is to be done to each picture of a batch; its arrays have one entry per picture.
+    """What is to be done to each image of a batch; its arrays have one entry per image.
 
     Attributes:
-        rows: ``(B,)`` int64, the pictures, as rows of the index.
+        rows: ``(B,)`` int64, the images, as rows of the index.
         positions: ``(B,)`` int64, their places in the global batch.
-        boxes: ``(B, 4)`` int64, top, left, height and width in pixels of the coded picture. The box is resized to the
-            model's input. What it covers outside the picture is black.
+        boxes: ``(B, 4)`` int64, top, left, height and width in pixels of the coded image. The box is resized to the
+            model's input. What it covers outside the image is black.
         flips: ``(B,)`` bool, mirror the crop left and right.
-        colors: ``(B, 3, 4)`` float32, or ``(1, 3, 4)`` where all pictures have the same: from red, green, blue in
+        colors: ``(B, 3, 4)`` float32, or ``(1, 3, 4)`` where all images have the same: from red, green, blue in
             0..255 and 1 to the model's input.
         color_range: ``(2, 3)`` float32, the input's values for black and for white; colours stay between them.
     """
@@ -105,7 +104,7 @@ class Plan:
         return len(self.rows)
 
     def take(self, positions: np.ndarray) -> "Plan":
-        """The plan of some of the pictures."""
+        """The plan of some of the images."""
         colors = self.colors if len(self.colors) == 1 else self.colors[positions]
         return Plan(
             rows=self.rows[positions],
@@ -131,18 +130,18 @@ def make_plan(
 
     Args:
         augmentation: the settings.
-        rows: ``(B,)`` the pictures.
+        rows: ``(B,)`` the images.
         sizes: ``(B, 2)`` their heights and widths in pixels.
         image_size: side of the model's input in pixels.
         seed: of the run.
         step: number of the global step.
-        positions: ``(B,)`` places of these pictures in the global batch.
+        positions: ``(B,)`` places of these images in the global batch.
     """
     sizes = sizes.astype(np.int64)
     heights, widths = sizes[:, 0], sizes[:, 1]
     is_center = augmentation.crop == "center"
     if is_center:
-        boxes = center_boxes(heights, widths, augmentation.center_share or CENTER_SHARE)
+        boxes = center_boxes(heights, widths, augmentation.center_fraction or CENTER_FRACTION)
     elif augmentation.crop == "pad_and_crop":
         random = _uniforms(2, seed, _BOX, step, positions)
         boxes = padded_boxes(heights, widths, augmentation.padding, image_size, random)
@@ -181,7 +180,7 @@ def random_resized_boxes(
         random: ``(B, 22)`` in [0, 1): ten areas, ten aspects, vertical and horizontal place.
 
     Returns:
-        ``(B, 4)`` int64, within the pictures.
+        ``(B, 4)`` int64, within the images.
     """
     lowest, highest = augmentation.min_aspect, augmentation.max_aspect
     areas, aspects = random[:, :NUM_BOX_TRIES], random[:, NUM_BOX_TRIES : 2 * NUM_BOX_TRIES]
@@ -193,7 +192,7 @@ def random_resized_boxes(
     box_heights = np.rint(np.sqrt(area / aspect)).astype(np.int64)
     fits = (box_widths >= 1) & (box_widths <= widths[:, None]) & (box_heights >= 1) & (box_heights <= heights[:, None])
     each, first = np.arange(len(heights)), fits.argmax(axis=1)
-    # where none fits: as much of the picture as has an allowed aspect
+    # where none fits: as much of the image as has an allowed aspect
     widest, tallest = np.rint(heights * highest).astype(np.int64), np.rint(widths / lowest).astype(np.int64)
     width = np.where(fits.any(axis=1), box_widths[each, first], np.minimum(widths, np.maximum(widest, 1)))
     height = np.where(fits.any(axis=1), box_heights[each, first], np.minimum(heights, np.maximum(tallest, 1)))
@@ -228,9 +227,9 @@ def padded_boxes(
     return boxes
 
 
-def center_boxes(heights: np.ndarray, widths: np.ndarray, share: float) -> np.ndarray:
-    """The middle squares whose side is ``share`` of the short side: ``(B, 4)`` int64."""
-    side = np.maximum(np.rint(np.minimum(heights, widths) * share), 1).astype(np.int64)
+def center_boxes(heights: np.ndarray, widths: np.ndarray, fraction: float) -> np.ndarray:
+    """The middle squares whose side is ``fraction`` of the short side: ``(B, 4)`` int64."""
+    side = np.maximum(np.rint(np.minimum(heights, widths) * fraction), 1).astype(np.int64)
     return np.stack([(heights - side) // 2, (widths - side) // 2, side, side], axis=1)
 
 
@@ -271,13 +270,13 @@ def jitter_colors(random: np.ndarray, strength: float) -> np.ndarray:
 
 
 def saturation_matrices(factors: np.ndarray) -> np.ndarray:
-    """``(B,)`` factors to ``(B, 3, 3)``: between the picture's grey (0) and itself (1), and beyond."""
+    """``(B,)`` factors to ``(B, 3, 3)``: between the image's grey (0) and itself (1), and beyond."""
     grey = np.broadcast_to(LUMA, (3, 3))
     return grey + factors[:, None, None] * (np.eye(3) - grey)
 
 
 def hue_matrices(turns: np.ndarray) -> np.ndarray:
-    """``(B,)`` shares of a full turn of the hue to ``(B, 3, 3)``: a rotation of the chroma plane of YIQ."""
+    """``(B,)`` fractions of a full turn of the hue to ``(B, 3, 3)``: a rotation of the chroma plane of YIQ."""
     angles = 2 * np.pi * turns
     rotations = np.zeros((len(turns), 3, 3))
     rotations[:, 0, 0] = 1

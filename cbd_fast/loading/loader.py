@@ -24,13 +24,13 @@ import torch
 
 from cbd_fast.errors import InputError
 from cbd_fast.loading.augment import Augmentation, Plan, make_plan
-from cbd_fast.loading.bad_images import BadPictures
-from cbd_fast.loading.batch_decoder import DECODERS, ImageMaker
-from cbd_fast.loading.cache.decoded_cache import Resident, choose_resident
+from cbd_fast.loading.bad_images import BadImages
+from cbd_fast.loading.batch_decoder import DECODERS, BatchDecoder
+from cbd_fast.loading.cache.decoded_cache import DecodedCache, choose_cached
 from cbd_fast.loading.cache.shared_memory import Progress
-from cbd_fast.loading.sampling.policies import POLICIES, Order, draw_shares, make_order
+from cbd_fast.loading.sampling.policies import POLICIES, Order, draw_fractions, make_order
 from cbd_fast.loading.stats import LoaderStats, Recorder
-from cbd_fast.shards.reader import ShardSet
+from cbd_fast.shards.reader import ShardReader
 from cbd_fast.system import num_cores, place_among_processes, thread_pool
 
 SAMPLINGS = (*POLICIES, "sequential")
@@ -43,7 +43,7 @@ class Batch:
     Attributes:
         images: ``(B, 3, image_size, image_size)`` float32 in channels-last memory, on the loader's device.
         labels: ``(B,)`` int64, on the loader's device.
-        ids: ``(B,)`` int64 on the CPU, the pictures as rows of the index.
+        ids: ``(B,)`` int64 on the CPU, the images as rows of the index.
         step: number of the global step.
     """
 
@@ -57,13 +57,13 @@ class Batch:
 
 
 class Loader:
-    """Batches of a split of sharded pictures.
+    """Batches of a split of sharded images.
 
     Attributes:
         shards: the opened split, with its manifest and index.
         epoch: which pass ``for batch in loader`` makes next.
         decoder: ``dali`` or ``torch``.
-        resident: the pictures that are kept decoded, if any.
+        cache: the images that are kept decoded, if any.
     """
 
     def __init__(
@@ -80,47 +80,47 @@ class Loader:
         device: str | torch.device | None = None,
         num_threads: int | None = None,
         prefetch: int = 2,
-        resident: float | None = None,
-        resident_gb: float | None = None,
-        resident_on_gpu: bool = False,
+        cache: float | None = None,
+        cache_gb: float | None = None,
+        cache_on_gpu: bool = False,
         rank: int | None = None,
         world_size: int | None = None,
         total_steps: int | None = None,
-        max_bad_share: float = 0.01,
-        on_bad_picture: Callable[[str, str], None] | None = None,
-        on_filling: Progress | None = None,
+        max_bad_fraction: float = 0.01,
+        on_bad_image: Callable[[str, str], None] | None = None,
+        on_cache_fill: Progress | None = None,
     ) -> None:
-        """Opens shards, starts threads and decodes resident pictures; batches are made when they are asked for.
+        """Opens shards, starts threads and decodes cached images; batches are made when they are asked for.
 
         Args:
             shards: folder of shards.
             split: ``train``, ``val`` or ``test``.
             sampling: ``instance``, ``class_balanced``, ``square_root``, ``progressive``, or ``sequential``: every
-                picture once, in the order of the index, for evaluation.
-            batch_size: pictures of all processes together in one step.
+                image once, in the order of the index, for evaluation.
+            batch_size: images of all processes together in one step.
             image_size: side of the model's input in pixels.
             seed: of order and augmentation.
             augmentation: by default the paper's random resized crop and flip; its centre crop for ``sequential``.
             decoder: ``dali``, ``torch``, or ``auto``: DALI where it is installed.
             device: where batches are; by default the GPU where there is one.
-            num_threads: that read and decode; by default one per core of this process's share of the machine.
+            num_threads: that read and decode; by default one per core of this process's fraction of the machine.
             prefetch: batches that are prepared ahead of time.
-            resident: share of the pictures, 0 to 1, that is decoded now and kept in memory: those that serve the most
+            cache: fraction of the images, 0 to 1, that is decoded now and kept in memory: those that serve the most
                 draws per byte, such as the rarest classes if sampling is class-balanced. Batches are the same with it
                 and without; only where DALI decodes boxes on the CPU may their edges differ in the last bits.
-            resident_gb: the same as a limit in 10**9 bytes; all processes of a machine share them.
-            resident_on_gpu: keep them in each process's GPU memory instead; needs DALI on a GPU.
+            cache_gb: the same as a limit in 10**9 bytes; all processes of a machine share them.
+            cache_on_gpu: keep them in each process's GPU memory instead; needs DALI on a GPU.
             rank: of this process; by default as torch.distributed or its launcher says, else 0.
             world_size: number of processes; likewise, else 1.
             total_steps: of the whole run; only ``sampling="progressive"`` needs it.
-            max_bad_share: of the split's pictures; more bad ones in this process are an error (one alone never is).
-            on_bad_picture: called once with place and reason of each picture that cannot be decoded, from any thread.
-            on_filling: told how many resident pictures of how many are decoded; by default a bar on a terminal.
+            max_bad_fraction: of the split's images; more bad ones in this process are an error (one alone never is).
+            on_bad_image: called once with place and reason of each image that cannot be decoded, from any thread.
+            on_cache_fill: told how many cached images of how many are decoded; by default a bar on a terminal.
 
         Raises:
             InputError: shards or settings cannot be used.
         """
-        self.shards = ShardSet(shards, split)
+        self.shards = ShardReader(shards, split)
         self.rank, self.world_size = place_among_processes(rank, world_size)
         self._check(sampling, batch_size, image_size, decoder, prefetch)
         self.sampling, self.batch_size, self.image_size, self.seed = sampling, batch_size, image_size, seed
@@ -130,7 +130,7 @@ class Loader:
         if self.device.type == "cuda" and self.device.index is None:
             self.device = torch.device("cuda", torch.cuda.current_device())
         self.epoch = 0
-        self._bad = BadPictures(self.shards, max_bad_share, on_bad_picture)
+        self._bad = BadImages(self.shards, max_bad_fraction, on_bad_image)
         self._recorder = Recorder()
         self._order: Order | None = None
         if not self.is_sequential:
@@ -141,7 +141,7 @@ class Loader:
         self._prefetch = prefetch
         self._ahead = ThreadPoolExecutor(prefetch, thread_name_prefix="cbd-batch")
         self._own: Any = threading.local()  # each thread's stream of the GPU: one batch does not wait for the other
-        self._make_images = ImageMaker(
+        self._decode_batch = BatchDecoder(
             self.shards,
             self._pool,
             num_threads=num_threads,
@@ -149,28 +149,28 @@ class Loader:
             image_size=image_size,
             device=self.device,
             decoder=decoder,
-            pads=self.augmentation.pads,
+            allow_padding=self.augmentation.allow_padding,
             prefetch=prefetch,
             recorder=self._recorder,
         )
-        self.decoder = self._make_images.decoder_name
-        self.resident: Resident | None = None
-        if resident or resident_gb:
-            shares = draw_shares(sampling, self.shards.index.starts)
+        self.decoder = self._decode_batch.decoder_name
+        self.cache: DecodedCache | None = None
+        if cache or cache_gb:
+            fractions = draw_fractions(sampling, self.shards.index.starts)
             try:
-                rows = choose_resident(
-                    self.shards.index.rows, shares, share=resident or None, gigabytes=resident_gb or None
+                rows = choose_cached(
+                    self.shards.index.rows, fractions, fraction=cache or None, gigabytes=cache_gb or None
                 )
-                self.resident = self._make_images.keep(rows, on_gpu=resident_on_gpu, on_filling=on_filling)
+                self.cache = self._decode_batch.keep(rows, on_gpu=cache_on_gpu, on_cache_fill=on_cache_fill)
             except BaseException:
                 self.close()
                 raise
 
     @property
-    def bad_pictures(self) -> dict[int, str]:
+    def bad_images(self) -> dict[int, str]:
         """Rows that could not be decoded or are quarantined, with the reason.
 
-        Each is replaced by the next picture of its class (left out with ``sampling="sequential"``).
+        Each is replaced by the next image of its class (left out with ``sampling="sequential"``).
         """
         return self._bad.reasons
 
@@ -179,14 +179,14 @@ class Loader:
         return self._recorder.stats()
 
     def __len__(self) -> int:
-        """Steps of one pass: whole batches in training, all pictures with ``sequential``."""
-        num_pictures = len(self.shards)
+        """Steps of one pass: whole batches in training, all images with ``sequential``."""
+        num_images = len(self.shards)
         if self.is_sequential:
-            return -(-num_pictures // self.batch_size)
-        return max(1, num_pictures // self.batch_size)
+            return -(-num_images // self.batch_size)
+        return max(1, num_images // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        """One pass over as many pictures as the split has; the next one goes on where it ended."""
+        """One pass over as many images as the split has; the next one goes on where it ended."""
         epoch, self.epoch = self.epoch, self.epoch + 1
         first = 0 if self.is_sequential else epoch * len(self)
         return self.steps(first, first + len(self))
@@ -203,7 +203,7 @@ class Loader:
         """Ends the threads and closes the shards; batches that are being made are finished first."""
         self._ahead.shutdown(cancel_futures=True)
         self._pool.shutdown()
-        self._make_images.close()
+        self._decode_batch.close()
         self.shards.close()
 
     def steps(self, first: int, end: int) -> Iterator[Batch]:
@@ -237,14 +237,14 @@ class Loader:
         return next(self.steps(step, step + 1))
 
     def plan(self, step: int) -> Plan:
-        """Which pictures, boxes, flips and colours this process's part of a global step has."""
+        """Which images, boxes, flips and colours this process's part of a global step has."""
         positions = self._positions(step)
         draws = step * self.batch_size + positions
         rows = draws if self._order is None else self._order(draws)
-        if self.bad_pictures and self.is_sequential:
+        if self.bad_images and self.is_sequential:
             kept = ~self._bad.are_in(rows)
             rows, positions = rows[kept], positions[kept]
-        elif self.bad_pictures:
+        elif self.bad_images:
             rows = self._bad.replaced(rows)
         places = self.shards.places(rows)
         return make_plan(
@@ -258,9 +258,9 @@ class Loader:
         )
 
     def _positions(self, step: int) -> np.ndarray:
-        """Places in the global batch: the r-th slice for rank r; with ``sequential`` only as far as pictures go."""
-        share = self.batch_size // self.world_size
-        first, end = self.rank * share, (self.rank + 1) * share
+        """Places in the global batch: the r-th slice for rank r; with ``sequential`` only as far as images go."""
+        fraction = self.batch_size // self.world_size
+        first, end = self.rank * fraction, (self.rank + 1) * fraction
         if self.is_sequential:
             end = min(end, len(self.shards) - step * self.batch_size)
         return np.arange(first, end)
@@ -285,15 +285,15 @@ class Loader:
         )
 
     def _images(self, step: int) -> tuple[Plan, torch.Tensor]:
-        """Plan and finished pictures of a step, planned again without what turns out to be bad until nothing does."""
+        """Plan and finished images of a step, planned again without what turns out to be bad until nothing does."""
         while True:
             with self._recorder.timing("planning"):
                 plan = self.plan(step)
-            images, bad = self._make_images(plan)
+            images, bad = self._decode_batch(plan)
             if not bad:
                 self._recorder.add("num_batches", 1)
-                self._recorder.add("num_pictures", len(plan))
-                self._recorder.add("num_resident", self._make_images.num_resident(plan.rows))
+                self._recorder.add("num_images", len(plan))
+                self._recorder.add("num_cached", self._decode_batch.num_cached(plan.rows))
                 return plan, images
             self._bad.remember({int(plan.rows[position]): reason for position, reason in bad.items()})
 

@@ -14,9 +14,9 @@ class LoaderStats:
 
     Attributes:
         num_batches: that were made; a few may not have been asked for yet.
-        num_pictures: in them.
-        num_resident: of these, pictures that were decoded already.
-        planning_seconds: choosing pictures, boxes and colours.
+        num_images: in them.
+        num_cached: of these, images that were decoded already.
+        planning_seconds: choosing images, boxes and colours.
         reading_seconds: of all threads together; the next three likewise. On a GPU, which computes on its own,
             finishing is the time to ask for it.
         decoding_seconds: decoding, cutting and resizing.
@@ -25,8 +25,8 @@ class LoaderStats:
     """
 
     num_batches: int = 0
-    num_pictures: int = 0
-    num_resident: int = 0
+    num_images: int = 0
+    num_cached: int = 0
     planning_seconds: float = 0.0
     reading_seconds: float = 0.0
     decoding_seconds: float = 0.0

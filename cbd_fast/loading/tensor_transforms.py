@@ -15,7 +15,7 @@ def finish(pixels: torch.Tensor, plan: Plan, out: torch.Tensor | None = None) ->
 
     Args:
         pixels: ``(B, H, W, 3)`` uint8, as a decoder returns them; flipped in place.
-        plan: of these pictures.
+        plan: of these images.
         out: ``(B, H, W, 3)`` float32 where the result is to be; by default in new memory.
 
     Returns:
@@ -49,12 +49,12 @@ def flip(pixels: torch.Tensor, plan: Plan) -> None:
         places = _to(flipped, pixels.device)
         pixels[places] = pixels[places].flip(2)
         return
-    for place in flipped.tolist():  # on the CPU PyTorch flips a single picture ten times as fast
+    for place in flipped.tolist():  # on the CPU PyTorch flips a single image ten times as fast
         pixels[place] = pixels[place].flip(1)
 
 
 def _transform(pixels: torch.Tensor, colors: np.ndarray, out: torch.Tensor) -> None:
-    """Each picture's affine matrix ``(B, 3, 4)`` or ``(1, 3, 4)`` on its ``(B, H, W, 3)`` pixels, into ``out``."""
+    """Each image's affine matrix ``(B, 3, 4)`` or ``(1, 3, 4)`` on its ``(B, H, W, 3)`` pixels, into ``out``."""
     num, height, width, _ = pixels.shape
     at_a_time = math.gcd(NUM_PIXELS_AT_A_TIME, height * width)
     # the same matrix for each of the pixels, along the diagonal

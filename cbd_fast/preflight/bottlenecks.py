@@ -8,12 +8,12 @@ ENOUGH = 1.02  # how much faster than training loading must be for training neve
 
 
 @dataclass(frozen=True, kw_only=True)
-class Offer:
+class Suggestion:
     """A setting that could be changed, and what loading would then give.
 
     Attributes:
         what: the change, as a user makes it.
-        rates: pictures per second by stage.
+        rates: images per second by stage.
     """
 
     what: str
@@ -22,32 +22,32 @@ class Offer:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What was measured; rates in pictures per second.
+    """What was measured; rates in images per second.
 
     Attributes:
         loading: by stage (or what else stands in its place), with the settings as they are, files in the page cache.
         training: by stage, on a batch that is on the device already; empty without a config.
         milliseconds: of a batch that is made from files, by what they went to; of all threads together.
-        cold_reading: pictures read from files that are not in the page cache; None where that cannot be measured.
-        offers: what could be changed.
+        cold_reading: images read from files that are not in the page cache; None where that cannot be measured.
+        suggestions: what could be changed.
     """
 
     loading: Mapping[str, float]
     training: Mapping[str, float]
     milliseconds: Mapping[str, float]
     cold_reading: float | None
-    offers: tuple[Offer, ...]
+    suggestions: tuple[Suggestion, ...]
 
 
-def mixed_rate(served: float, files: float, resident: float) -> float:
-    """Pictures per second if a share of the draws is served from memory: times add up, not rates.
+def mixed_rate(served: float, files: float, cache: float) -> float:
+    """Images per second if a fraction of the draws is served from memory: times add up, not rates.
 
     Args:
-        served: share of the draws whose pictures are resident, 0 to 1.
-        files: pictures per second that are decoded.
-        resident: pictures per second that are only cut and resized.
+        served: fraction of the draws whose images are cached, 0 to 1.
+        files: images per second that are decoded.
+        cache: images per second that are only cut and resized.
     """
-    return 1 / ((1 - served) / files + served / resident)
+    return 1 / ((1 - served) / files + served / cache)
 
 
 def advise(findings: Findings) -> list[str]:
@@ -56,7 +56,7 @@ def advise(findings: Findings) -> list[str]:
     for stage, loading in findings.loading.items():
         lines.append(_limit(stage, loading, findings))
     lines += _about_the_disk(findings)
-    offered = sorted(findings.offers, key=lambda offer: max(_gains(offer, findings).values()), reverse=True)
+    offered = sorted(findings.suggestions, key=lambda offer: max(_gains(offer, findings).values()), reverse=True)
     advice = [line for offer in offered if (line := _described(offer, findings))]
     return [*lines, *(advice or ["No setting that was tried would make it faster."])]
 
@@ -67,14 +67,14 @@ def _limit(stage: str, loading: float, findings: Findings) -> str:
     busy_with = f"{largest} takes {parts[largest] / sum(parts.values()):.0%} of its time"
     training = findings.training.get(stage)
     if training is None:
-        return f"{stage}: loading gives {loading:,.0f} pictures/s; {busy_with}."
+        return f"{stage}: loading gives {loading:,.0f} images/s; {busy_with}."
     if loading > ENOUGH * training:
         return (
-            f"{stage}: training is the limit. It takes {training:,.0f} pictures/s, and loading could give "
+            f"{stage}: training is the limit. It takes {training:,.0f} images/s, and loading could give "
             f"{loading:,.0f}, {loading / training:.1f} times as many; a faster loader changes nothing."
         )
     return (
-        f"{stage}: loading is the limit. Training could take {training:,.0f} pictures/s, loading gives {loading:,.0f}: "
+        f"{stage}: loading is the limit. Training could take {training:,.0f} images/s, loading gives {loading:,.0f}: "
         f"{1 - loading / training:.0%} of the time is spent waiting; {busy_with}."
     )
 
@@ -84,9 +84,9 @@ def _about_the_disk(findings: Findings) -> list[str]:
     if findings.cold_reading is None or findings.cold_reading >= needed:
         return []
     return [
-        f"The disk gives {findings.cold_reading:,.0f} pictures/s that are not in memory yet, of {needed:,.0f} that are "
+        f"The disk gives {findings.cold_reading:,.0f} images/s that are not in memory yet, of {needed:,.0f} that are "
         "wanted: the first epoch, and each one if the shards do not fit into memory, goes at the disk's speed. Put the "
-        "shards on a faster disk, or store smaller pictures."
+        "shards on a faster disk, or store smaller images."
     ]
 
 
@@ -94,7 +94,7 @@ def _needed(stage: str, findings: Findings) -> float:
     return min(findings.loading[stage], findings.training.get(stage, float("inf")))
 
 
-def _gains(offer: Offer, findings: Findings) -> dict[str, float]:
+def _gains(offer: Suggestion, findings: Findings) -> dict[str, float]:
     """How many times as fast each stage would be: no faster than it trains."""
     return {
         stage: min(rate, findings.training.get(stage, rate)) / _needed(stage, findings)
@@ -102,7 +102,7 @@ def _gains(offer: Offer, findings: Findings) -> dict[str, float]:
     }
 
 
-def _described(offer: Offer, findings: Findings) -> str | None:
+def _described(offer: Suggestion, findings: Findings) -> str | None:
     gains = {stage: gain for stage, gain in _gains(offer, findings).items() if gain >= WORTH_SAYING}
     if not gains:
         return None

@@ -14,14 +14,14 @@ from rich.table import Table
 
 from cbd_fast.config.schema import Config
 from cbd_fast.errors import InputError
-from cbd_fast.preflight.probe import Measured, measure
+from cbd_fast.preflight.probe import ProbeResult, measure
 from cbd_fast.system import available_bytes
 from cbd_fast.training.checkpoint import MODEL_NAME, RESULT_NAME, load_checkpoint, load_weights, read_state
-from cbd_fast.training.context import Surroundings
+from cbd_fast.training.context import RunContext
 from cbd_fast.training.models import build_model
 from cbd_fast.training.optim import make_optimizer
-from cbd_fast.training.plan import Job, join_stage
-from cbd_fast.training.run_dir import CONFIG_NAME, METRICS_NAME, PER_CLASS_NAME, SUMMARY_NAME, Records
+from cbd_fast.training.plan import ModelSpec, join_setup
+from cbd_fast.training.run_dir import CONFIG_NAME, METRICS_NAME, PER_CLASS_NAME, SUMMARY_NAME, RunDir
 from cbd_fast.training.selection import Best
 from cbd_fast.training.trackers import FOLDER_NAME
 from cbd_fast.ui.console import make_console
@@ -30,24 +30,24 @@ MAX_CHECKPOINTS = 2  # of the model in training: the old one goes when the new o
 MAX_BEST = 3  # best weights on the validation split: those of the checkpoint, of now, and new ones being written
 
 
-class Unwritten(Records):
-    """Records of a run that writes nothing; only its bad pictures are remembered."""
+class NullRunDir(RunDir):
+    """RunDir of a run that writes nothing; only its bad images are remembered."""
 
     def __init__(self) -> None:
         super().__init__(Path(), is_main=False)
-        self.bad_pictures: dict[str, str] = {}
+        self.bad_images: dict[str, str] = {}
 
-    def bad_picture(self, name: str, reason: str) -> None:
-        self.bad_pictures[name] = reason
+    def bad_image(self, name: str, reason: str) -> None:
+        self.bad_images[name] = reason
 
 
 class Evaluations(NamedTuple):
     """What is evaluated of each model.
 
     Attributes:
-        num_test: pictures of the test split, at the end.
+        num_test: images of the test split, at the end.
         every: steps between two evaluations before; None without any.
-        num_val: pictures of the validation split where it selects, on which all others are; otherwise 0.
+        num_val: images of the validation split where it selects, on which all others are; otherwise 0.
     """
 
     num_test: int
@@ -60,57 +60,57 @@ class Planned:
     """A model and what is left to do of it.
 
     Attributes:
-        job: the model.
+        spec: the model.
         num_done: steps that its checkpoint has done.
         measured: how its kind goes here; None if it is finished.
     """
 
-    job: Job
+    spec: ModelSpec
     num_done: int
-    measured: Measured | None
+    measured: ProbeResult | None
 
     def training_seconds(self, global_batch: int) -> float:
         """Until its last step."""
         if self.measured is None:
             return 0.0
-        return (self.job.num_steps - self.num_done) * global_batch / self.measured.rate
+        return (self.spec.num_steps - self.num_done) * global_batch / self.measured.rate
 
     def evaluation_seconds(self, evaluations: Evaluations) -> float:
         """Of its evaluations to come."""
         if self.measured is None:
             return 0.0
         num_test, every, num_val = evaluations
-        num_before = max(0, (self.job.num_steps - 1) // every - self.num_done // every) if every else 0
+        num_before = max(0, (self.spec.num_steps - 1) // every - self.num_done // every) if every else 0
         return (num_before * (num_val or num_test) + num_val + num_test) / self.measured.evaluation_rate
 
     def disk_bytes(self, checkpoint_every: int, num_best: int = 0) -> tuple[int, int]:
         """What stays of it on the disk, and what its checkpoints and best weights take while it is trained."""
         if self.measured is None:
             return 0, 0
-        num_checkpoints = min(MAX_CHECKPOINTS, (self.job.num_steps - 1) // checkpoint_every)
+        num_checkpoints = min(MAX_CHECKPOINTS, (self.spec.num_steps - 1) // checkpoint_every)
         weights = self.measured.weight_bytes
         return weights, num_checkpoints * (weights + self.measured.optimizer_bytes) + num_best * weights
 
 
-def rehearse(jobs: Sequence[Job], around: Surroundings, bad_pictures: Mapping[str, str], title: str) -> None:
+def rehearse(specs: Sequence[ModelSpec], context: RunContext, bad_images: Mapping[str, str], title: str) -> None:
     """Checks and measures what a run of these models needs, on all processes, and prints it on the main one.
 
     Args:
-        jobs: in the order in which they are trained.
-        around: as for training, with records that write nothing.
-        bad_pictures: where ``around`` puts places and reasons of those that turn up.
+        specs: in the order in which they are trained.
+        context: as for training, with records that write nothing.
+        bad_images: where ``around`` puts places and reasons of those that turn up.
         title: the run in a line.
 
     Raises:
         InputError: the folder, a checkpoint, the memory or the disk is not fit for the run.
-        RunError: too many pictures cannot be decoded.
+        RunError: too many images cannot be decoded.
     """
-    config, accelerator = around.config, around.accelerator
+    config, accelerator = context.config, context.accelerator
     folder = Path(config.output)
     check_writable(folder)
     console = make_console() if accelerator.is_main_process else Console(quiet=True)
-    planned = measured_plan(jobs, around, console)
-    num_best = MAX_BEST if around.val_loader else 0
+    planned = measured_plan(specs, context, console)
+    num_best = MAX_BEST if context.val_loader else 0
     needed, free = disk_bytes(planned, config.runtime.checkpoint_every, num_best), disk_room(folder)
     if needed > free:
         raise InputError(
@@ -118,15 +118,15 @@ def rehearse(jobs: Sequence[Job], around: Surroundings, bad_pictures: Mapping[st
             "are free there; choose another output or make room"
         )
     evaluations = Evaluations(
-        num_test=len(around.test_loader.shards),
-        every=around.evaluate_every,
-        num_val=len(around.val_loader.shards) if around.val_loader else 0,
+        num_test=len(context.test_loader.shards),
+        every=context.evaluate_every,
+        num_val=len(context.val_loader.shards) if context.val_loader else 0,
     )
     lines = [
         *summary_lines(planned, config, evaluations),
         memory_line(planned, accelerator),
         f"disk: at most {size(needed)} of {size(free)} that are free",
-        *bad_picture_lines(bad_pictures),
+        *bad_image_lines(bad_images),
         *written_lines(planned, config),
     ]
     in_pipe = not console.is_terminal  # where lines stay whole
@@ -136,18 +136,18 @@ def rehearse(jobs: Sequence[Job], around: Surroundings, bad_pictures: Mapping[st
         console.print(line, highlight=False, markup=False, soft_wrap=in_pipe)
 
 
-def measured_plan(jobs: Sequence[Job], around: Surroundings, console: Console) -> list[Planned]:
+def measured_plan(specs: Sequence[ModelSpec], context: RunContext, console: Console) -> list[Planned]:
     """Reads what there is of each model, and measures one of each kind that is not finished."""
-    kinds: dict[tuple[str, int], Measured] = {}
+    kinds: dict[tuple[str, int], ProbeResult] = {}
     planned = []
-    for job in jobs:
-        check_saved(job, around.config)
-        kind = (job.stage, job.num_teachers)
-        if not job.is_finished and kind not in kinds:
-            with console.status(f"timing a few steps of {job.name}"):
-                kinds[kind] = measure(job, around)
-        state, measured = read_state(job.folder), None if job.is_finished else kinds[kind]
-        planned.append(Planned(job=job, num_done=state["step"] if state else 0, measured=measured))
+    for spec in specs:
+        check_saved(spec, context.config)
+        kind = (spec.stage, spec.num_teachers)
+        if not spec.is_finished and kind not in kinds:
+            with console.status(f"timing a few steps of {spec.name}"):
+                kinds[kind] = measure(spec, context)
+        state, measured = read_state(spec.folder), None if spec.is_finished else kinds[kind]
+        planned.append(Planned(spec=spec, num_done=state["step"] if state else 0, measured=measured))
     return planned
 
 
@@ -158,22 +158,22 @@ def check_writable(folder: Path) -> None:
         raise InputError(f"output: {folder} cannot be written ({place} is no folder that you can write in)")
 
 
-def check_saved(job: Job, config: Config) -> None:
+def check_saved(spec: ModelSpec, config: Config) -> None:
     """Reads a model's finished weights or its checkpoint, if there are any, as the run will.
 
     Raises:
         InputError: they are damaged.
     """
-    if not (job.is_finished or read_state(job.folder)):
+    if not (spec.is_finished or read_state(spec.folder)):
         return
     backbone, num_classes = config.model.backbone, config.data.num_classes
-    model = join_stage(job, config, [build_model(backbone, num_classes) for _ in range(job.num_teachers)]).model
-    if job.is_finished:
-        load_weights(job.folder / MODEL_NAME, model)
+    model = join_setup(spec, config, [build_model(backbone, num_classes) for _ in range(spec.num_teachers)]).model
+    if spec.is_finished:
+        load_weights(spec.folder / MODEL_NAME, model)
     else:
-        state = load_checkpoint(job.folder, model, make_optimizer(model, config.optimization))
+        state = load_checkpoint(spec.folder, model, make_optimizer(model, config.optimization))
         if state and state.get("best"):
-            Best(job.folder, is_main=False, found=state["best"])
+            Best(spec.folder, is_main=False, found=state["best"])
 
 
 def disk_bytes(planned: Sequence[Planned], checkpoint_every: int, num_best: int = 0) -> int:
@@ -196,10 +196,10 @@ def table_of(planned: Sequence[Planned], config: Config, evaluations: Evaluation
     """A row for each model."""
     table = Table()
     table.add_column("model")
-    for name in ("stage", "steps", "done", "pictures/s", "time left", "memory"):
+    for name in ("stage", "steps", "done", "images/s", "time left", "memory"):
         table.add_column(name, justify="right", no_wrap=True)
     for model in planned:
-        job, measured = model.job, model.measured
+        spec, measured = model.spec, model.measured
         seconds = model.training_seconds(config.optimization.global_batch)
         seconds += model.evaluation_seconds(evaluations)
         done = "all" if measured is None else f"{model.num_done:,}"
@@ -208,23 +208,23 @@ def table_of(planned: Sequence[Planned], config: Config, evaluations: Evaluation
             if measured is None
             else (f"{measured.rate:,.0f}", roughly(seconds), size(measured.peak_bytes))
         )
-        table.add_row(job.name, job.stage, f"{job.num_steps:,}", done, *numbers)
+        table.add_row(spec.name, spec.stage, f"{spec.num_steps:,}", done, *numbers)
     return table
 
 
 def summary_lines(planned: Sequence[Planned], config: Config, evaluations: Evaluations) -> Iterator[str]:
-    """The whole run's time, and the resident pictures."""
+    """The whole run's time, and the cached images."""
     training = sum(model.training_seconds(config.optimization.global_batch) for model in planned)
     evaluation = sum(model.evaluation_seconds(evaluations) for model in planned)
     yield f"time: about {roughly(training + evaluation)} in all, {roughly(evaluation)} of it for evaluation"
-    kept = {model.job.stage: model.measured.kept for model in planned if model.measured and model.measured.kept}
-    for stage, pictures in kept.items():
+    kept = {model.spec.stage: model.measured.kept for model in planned if model.measured and model.measured.kept}
+    for stage, images in kept.items():
         yield (
-            f"resident in stage {stage}: {pictures.num_pictures:,} pictures, {size(pictures.num_bytes)} of "
-            f"{size(pictures.room_bytes)} that {pictures.where} has left"
+            f"decoded cache of the {stage}: {images.num_images:,} images, {size(images.num_bytes)} of "
+            f"{size(images.room_bytes)} that {images.where} has left"
         )
     if kept:
-        yield "the speed was measured without resident pictures, which can only make loading faster"
+        yield "the speed was measured without cached images, which can only make loading faster"
 
 
 def memory_line(planned: Sequence[Planned], accelerator: Accelerator) -> str:
@@ -236,10 +236,10 @@ def memory_line(planned: Sequence[Planned], accelerator: Accelerator) -> str:
     return f"memory: at most {peak} for each process; this machine has {size(available_bytes())} left"
 
 
-def bad_picture_lines(bad_pictures: Mapping[str, str]) -> Iterator[str]:
+def bad_image_lines(bad_images: Mapping[str, str]) -> Iterator[str]:
     """What turned up by the way; a run would pass over them."""
-    for place, reason in list(bad_pictures.items())[:1]:
-        yield f"bad pictures among the few that were read: {len(bad_pictures)}, such as {place} ({reason})"
+    for place, reason in list(bad_images.items())[:1]:
+        yield f"bad images among the few that were read: {len(bad_images)}, such as {place} ({reason})"
 
 
 def written_lines(planned: Sequence[Planned], config: Config) -> Iterator[str]:
@@ -249,14 +249,14 @@ def written_lines(planned: Sequence[Planned], config: Config) -> Iterator[str]:
     yield f"  {CONFIG_NAME}, {METRICS_NAME}, {SUMMARY_NAME}, {PER_CLASS_NAME}"
     trained = [model for model in planned if model.measured]
     if trained:
-        names = ", ".join(f"{model.job.folder.name}/" for model in trained)
-        until_then = f"; until then a checkpoint every {every:,} steps" if trained[0].job.num_steps > every else ""
+        names = ", ".join(f"{model.spec.folder.name}/" for model in trained)
+        until_then = f"; until then a checkpoint every {every:,} steps" if trained[0].spec.num_steps > every else ""
         yield f"  {names}: {MODEL_NAME} and {RESULT_NAME}{until_then}"
     for model in planned:
         if model.measured is None:
-            yield f"  {model.job.folder.name}/ is finished and stays as it is"
+            yield f"  {model.spec.folder.name}/ is finished and stays as it is"
         elif model.num_done:
-            yield f"  {model.job.folder.name}/ goes on after step {model.num_done:,}"
+            yield f"  {model.spec.folder.name}/ goes on after step {model.num_done:,}"
     if config.trackers:
         yield f"  {FOLDER_NAME}/: files of {', '.join(config.trackers)}"
 

@@ -1,6 +1,6 @@
-"""ClassIndex: one row per picture, the rows of a class together, memory-mapped.
+"""ClassIndex: one row per image, the rows of a class together, memory-mapped.
 
-The file is a plain NumPy array (``.npy``) of ``INDEX_DTYPE``, sorted by label and then by place. Any picture of any
+The file is a plain NumPy array (``.npy``) of ``INDEX_DTYPE``, sorted by label and then by place. Any image of any
 class is one row away. Opening reads the labels once, piece by piece.
 """
 
@@ -16,17 +16,17 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cbd_fast.errors import InputError
-from cbd_fast.files import to_disk
+from cbd_fast.files import fsync_path
 
 INDEX_DTYPE = np.dtype(
     [
-        ("offset", "<u8"),  # of the picture's first byte in its shard
-        ("size", "<u4"),  # of the picture's file, in bytes
+        ("offset", "<u8"),  # of the image's first byte in its shard
+        ("size", "<u4"),  # of the image's file, in bytes
         ("shard", "<u4"),  # number of the shard in the manifest
         ("label", "<u4"),
-        ("width", "<u4"),  # of the coded picture, in pixels; 0 marks a picture that was found to be bad
+        ("width", "<u4"),  # of the coded image, in pixels; 0 marks an image that was found to be bad
         ("height", "<u4"),
-        ("crc32", "<u4"),  # of the picture's bytes
+        ("crc32", "<u4"),  # of the image's bytes
     ]
 )
 
@@ -35,11 +35,11 @@ PIECE_ROWS = 1 << 20  # that are looked at together: 32 MB
 
 @dataclass(frozen=True)
 class ClassIndex:
-    """The pictures of a split, grouped by class.
+    """The images of a split, grouped by class.
 
     Attributes:
-        rows: ``(num_pictures,)`` of ``INDEX_DTYPE``, sorted by label. A mapped file: what is looked at here comes to
-            count as this process's memory, up to the whole of it; ``ShardSet.places`` reads rows and leaves nothing.
+        rows: ``(num_images,)`` of ``INDEX_DTYPE``, sorted by label. A mapped file: what is looked at here comes to
+            count as this process's memory, up to the whole of it; ``ShardReader.places`` reads rows and leaves nothing.
         starts: ``(num_classes + 1,)`` int64; the rows of class c are ``starts[c]`` up to ``starts[c + 1]``.
     """
 
@@ -77,12 +77,12 @@ class ClassIndex:
 
     @cached_property
     def counts(self) -> np.ndarray:
-        """``(num_classes,)`` int64, pictures per class."""
+        """``(num_classes,)`` int64, images per class."""
         return np.diff(self.starts)
 
     @property
     def quarantined(self) -> np.ndarray:
-        """``(n,)`` int64, rows of pictures that are marked as bad; it reads the whole index."""
+        """``(n,)`` int64, rows of images that are marked as bad; it reads the whole index."""
         found = [first + np.flatnonzero(piece["width"] == 0) for first, piece in _pieces(self.rows)]
         return np.concatenate([np.empty(0, np.int64), *found])
 
@@ -106,7 +106,7 @@ def write_index(path: Path, parts: Sequence[Path], num_classes: int) -> np.ndarr
         num_classes: labels are below it.
 
     Returns:
-        ``(num_classes,)`` int64, pictures per class.
+        ``(num_classes,)`` int64, images per class.
     """
     counts = np.zeros(num_classes, np.int64)
     for part in parts:
@@ -126,7 +126,7 @@ def write_index(path: Path, parts: Sequence[Path], num_classes: int) -> np.ndarr
         index[places] = rows
         next_row[labels] += numbers
     index.flush()
-    to_disk(path)
+    fsync_path(path)
     return counts
 
 

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cbd_fast.errors import InputError
@@ -13,29 +12,26 @@ MANIFEST_NAME = "dataset.json"
 FORMAT = "cbd_fast shards"
 FORMAT_VERSION = 1
 
-# Of the field since Liu et al., "Large-Scale Long-Tailed Recognition in an Open World" (CVPR 2019).
-MANY_MORE_THAN, FEW_LESS_THAN = 100, 20
-
 
 class ShardRecord(BaseModel):
     """One tar file."""
 
     model_config = ConfigDict(frozen=True)
     file: str
-    num_pictures: int = Field(ge=0)
+    num_images: int = Field(ge=0)
     num_bytes: int = Field(ge=0)
     sha256: str
 
 
 class SplitRecord(BaseModel):
-    """One split: its shards, its index and its pictures per class.
+    """One split: its shards, its index and its images per class.
 
-    Where bad pictures were quarantined later, ``num_quarantined`` rows of the index are marked, and ``made_crc32`` is
+    Where bad images were quarantined later, ``num_quarantined`` rows of the index are marked, and ``made_crc32`` is
     the crc32 of the index as it was made.
     """
 
     model_config = ConfigDict(frozen=True)
-    num_pictures: int = Field(ge=0)
+    num_images: int = Field(ge=0)
     class_counts: list[int]
     index: str
     index_crc32: int
@@ -47,7 +43,7 @@ class SplitRecord(BaseModel):
 class Recipe(BaseModel):
     """How the shards were made: the same recipe gives the same bytes.
 
-    ``input_sha256`` is over the classes and the split, name, label and size of every picture that was offered.
+    ``input_sha256`` is over the classes and the split, name, label and size of every image that was offered.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -71,7 +67,7 @@ class Manifest(BaseModel):
 
     @property
     def fingerprint(self) -> str:
-        """Names the pictures and their order: two sets of the same fingerprint train alike, but for bad pictures."""
+        """Names the images and their order: two sets of the same fingerprint train alike, but for bad images."""
         splits = [split for _, split in sorted(self.splits.items())]
         crcs = [split.index_crc32 if split.made_crc32 is None else split.made_crc32 for split in splits]
         return "-".join(f"{crc:08x}" for crc in crcs)
@@ -102,17 +98,3 @@ def read_manifest(folder: Path) -> Manifest:
             f"{FORMAT!r} version {FORMAT_VERSION}"
         )
     return manifest
-
-
-def frequency_groups(train_counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Which classes are frequent in training.
-
-    Args:
-        train_counts: ``(num_classes,)`` training pictures per class.
-
-    Returns:
-        ``many`` (more than 100), ``medium`` (20 to 100) and ``few`` (fewer than 20), each ``(num_classes,)`` bool.
-    """
-    counts = np.asarray(train_counts)
-    many, few = counts > MANY_MORE_THAN, counts < FEW_LESS_THAN
-    return {"many": many, "medium": ~many & ~few, "few": few}

@@ -1,4 +1,4 @@
-"""ShardSet: a split of a folder of shards, opened; gives the bytes of any picture and reads ahead."""
+"""ShardReader: a split of a folder of shards, opened; gives the bytes of any image and reads ahead."""
 
 import io
 import os
@@ -16,14 +16,14 @@ from cbd_fast.errors import InputError
 from cbd_fast.shards.index import INDEX_DTYPE, ClassIndex, file_crc32
 from cbd_fast.shards.manifest import Manifest, SplitRecord, read_manifest
 
-NUM_CHECKED = 64  # pictures looked for when opening
+NUM_CHECKED = 64  # images looked for when opening
 NUM_OTHER_FILES = 256  # that a process with loaders, libraries and sockets may have open besides the shards
 
 
-class ShardSet:
+class ShardReader:
     """The shards and the index of one split.
 
-    Opening checks that manifest, index and files agree: sizes, counts, the index's crc32, and some of the pictures.
+    Opening checks that manifest, index and files agree: sizes, counts, the index's crc32, and some of the images.
     ``read`` may be called from any number of threads.
 
     Attributes:
@@ -31,7 +31,7 @@ class ShardSet:
         split: name of the split.
         manifest: the whole dataset's.
         record: the split's part of the manifest.
-        index: its pictures by class.
+        index: its images by class.
         quarantined: ``(n,)`` int64, rows that tools/verify_shards.py has marked as bad.
     """
 
@@ -61,16 +61,16 @@ class ShardSet:
         _allow_open_files(len(self.paths) + NUM_OTHER_FILES)
         self._files: dict[Path, io.FileIO] = {}
         self._opening = threading.Lock()
-        self._check_pictures()
+        self._check_images()
 
     @property
     def num_classes(self) -> int:
-        """Classes of the dataset, whether this split has pictures of them or not."""
+        """Classes of the dataset, whether this split has images of them or not."""
         return len(self.manifest.classes)
 
     @property
     def train_counts(self) -> np.ndarray:
-        """``(num_classes,)`` int64 training pictures per class, whichever split this is."""
+        """``(num_classes,)`` int64 training images per class, whichever split this is."""
         return np.array(self.manifest.splits["train"].class_counts)
 
     def __len__(self) -> int:
@@ -86,10 +86,10 @@ class ShardSet:
         return np.frombuffer(b"".join(read), INDEX_DTYPE)
 
     def read(self, row: int) -> np.ndarray:
-        """The file of one picture.
+        """The file of one image.
 
         Args:
-            row: number of the picture in the index.
+            row: number of the image in the index.
 
         Returns:
             ``(num_bytes,)`` uint8, the caller's own.
@@ -110,14 +110,14 @@ class ShardSet:
         return data
 
     def read_ahead(self, rows: Sequence[int]) -> None:
-        """Asks the system to fetch pictures that will be read soon; returns at once."""
+        """Asks the system to fetch images that will be read soon; returns at once."""
         for place in self.places(rows):
             with suppress(OSError):  # reading will say what is wrong
                 descriptor = self._descriptor(self.paths[int(place["shard"])])
                 os.posix_fadvise(descriptor, int(place["offset"]), int(place["size"]), os.POSIX_FADV_WILLNEED)
 
     def name(self, row: int) -> str:
-        """Where a picture is, for messages: ``shard:member``, the member's name read from its tar header."""
+        """Where an image is, for messages: ``shard:member``, the member's name read from its tar header."""
         place = self.places([row])[0]
         path = self.paths[int(place["shard"])]
         try:
@@ -152,14 +152,14 @@ class ShardSet:
 
     def _check_index(self) -> None:
         path, index, record = self._index_path, self.index, self.record
-        if len(index) != record.num_pictures or index.counts.tolist() != record.class_counts:
+        if len(index) != record.num_images or index.counts.tolist() != record.class_counts:
             raise InputError(
-                f"{path}: {len(index)} pictures, with other counts per class than the {record.num_pictures} of "
+                f"{path}: {len(index)} images, with other counts per class than the {record.num_images} of "
                 "dataset.json; make the shards again"
             )
-        if (in_shards := sum(shard.num_pictures for shard in record.shards)) != len(index):
+        if (in_shards := sum(shard.num_images for shard in record.shards)) != len(index):
             raise InputError(
-                f"{self.folder}/dataset.json: its shards hold {in_shards} pictures, but the index has {len(index)}; "
+                f"{self.folder}/dataset.json: its shards hold {in_shards} images, but the index has {len(index)}; "
                 "make the shards again"
             )
         if file_crc32(path) != record.index_crc32:
@@ -169,13 +169,13 @@ class ShardSet:
         found = self.index.quarantined if self.record.num_quarantined else np.empty(0, np.int64)
         if len(found) != self.record.num_quarantined:
             raise InputError(
-                f"{self.folder}: {len(found)} pictures of {self.split} are marked as bad, but dataset.json has "
+                f"{self.folder}: {len(found)} images of {self.split} are marked as bad, but dataset.json has "
                 f"{self.record.num_quarantined}; run tools/verify_shards.py --quarantine"
             )
         return found
 
-    def _check_pictures(self) -> None:
-        """Reads a few pictures all over the index: single ones may be damaged, but not all of a tar."""
+    def _check_images(self) -> None:
+        """Reads a few images all over the index: single ones may be damaged, but not all of a tar."""
         rows = sorted({len(self) * number // NUM_CHECKED for number in range(NUM_CHECKED)}) if len(self) else []
         rows = [row for row in rows if row not in set(self.quarantined.tolist())]
         by_shard: dict[int, list[OSError | None]] = {}
@@ -190,7 +190,7 @@ class ShardSet:
             if len(found) > 1 and all(found):
                 raise InputError(
                     f"{self.folder}: the tars of {self.split} do not go with its index, {len(found)} of {len(found)} "
-                    f"pictures that were looked for in {self.paths[shard].name} are not there ({found[0]}); make the "
+                    f"images that were looked for in {self.paths[shard].name} are not there ({found[0]}); make the "
                     "shards again"
                 )
 

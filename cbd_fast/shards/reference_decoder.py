@@ -1,4 +1,4 @@
-"""The reference decoder: what it refuses is a bad picture, here and in training."""
+"""The reference decoder: what it refuses is a bad image, here and in training."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""Checks shards against their manifest and index, and marks bad pictures so that the loader passes over them."""
+"""Checks shards against their manifest and index, and marks bad images so that the loader passes over them."""
 
 import os
 import tarfile
@@ -11,19 +11,18 @@ from pathlib import Path
 
 import numpy as np
 
-from cbd_fast.errors import InputError
-from cbd_fast.files import file_sha256, to_disk, write_whole
+from cbd_fast.errors import InputError, first_line
+from cbd_fast.files import file_sha256, fsync_path, write_atomically
 from cbd_fast.shards.index import ClassIndex, file_crc32
 from cbd_fast.shards.manifest import MANIFEST_NAME, Manifest, ShardRecord, SplitRecord, read_manifest
 from cbd_fast.shards.writing.index_in_place import IN_PLACE
-from cbd_fast.shards.writing.validate_image import first_line
 
 LABEL_SUFFIX = ".cls"
 
 
 @dataclass(frozen=True, kw_only=True)
-class BadPicture:
-    """A picture that training cannot use; ``row`` of the split's index."""
+class BadImage:
+    """An image that training cannot use; ``row`` of the split's index."""
 
     row: int
     name: str
@@ -36,10 +35,10 @@ class SplitFindings:
 
     Attributes:
         record: the split's part of the manifest.
-        index: its pictures.
-        problems: what is wrong with shards, beside their pictures.
+        index: its images.
+        problems: what is wrong with shards, beside their images.
         lasting_problems: what no quarantine repairs.
-        bad: pictures that cannot be used; those that are quarantined already are not among them.
+        bad: images that cannot be used; those that are quarantined already are not among them.
         good: quarantined rows that can be used again, with width and height in pixels.
         shards: the shards as they are, where they differ from the manifest, by number.
     """
@@ -48,7 +47,7 @@ class SplitFindings:
     index: ClassIndex
     problems: list[str] = field(default_factory=list)
     lasting_problems: list[str] = field(default_factory=list)
-    bad: list[BadPicture] = field(default_factory=list)
+    bad: list[BadImage] = field(default_factory=list)
     good: dict[int, tuple[int, int]] = field(default_factory=dict)
     shards: dict[int, ShardRecord] = field(default_factory=dict)
 
@@ -60,7 +59,7 @@ def verify_split(
     *,
     is_full: bool,
     num_workers: int,
-    on_pictures: Callable[[int], None] = lambda number: None,
+    on_images: Callable[[int], None] = lambda number: None,
 ) -> SplitFindings:
     """Checks one split.
 
@@ -68,10 +67,10 @@ def verify_split(
         folder: of the shards.
         manifest: its manifest.
         split: name of the split.
-        is_full: whether to hash the shards, and read and decode every picture; otherwise only sizes, counts and the
+        is_full: whether to hash the shards, and read and decode every image; otherwise only sizes, counts and the
             places and labels in the tars are compared.
         num_workers: threads.
-        on_pictures: called from any thread with the number of pictures that were just checked.
+        on_images: called from any thread with the number of images that were just checked.
 
     Raises:
         InputError: the index cannot be opened, or is not the one of the manifest.
@@ -91,7 +90,7 @@ def verify_split(
         rows = by_place[limits[number] : limits[number + 1]]
         is_foreign = manifest.recipe.source == IN_PLACE
         _check_shard(folder, number, rows, findings, is_full=is_full, is_foreign=is_foreign)
-        on_pictures(len(rows))
+        on_images(len(rows))
 
     with ThreadPoolExecutor(num_workers) as pool:
         list(pool.map(check, range(len(record.shards))))
@@ -102,7 +101,7 @@ def verify_split(
 
 
 def quarantine(folder: Path, findings: dict[str, SplitFindings]) -> Manifest:
-    """Marks bad pictures in the index, and unmarks those that are good again.
+    """Marks bad images in the index, and unmarks those that are good again.
 
     The new index gets another name before the manifest names it, so that whatever happens one of the two is whole.
 
@@ -127,7 +126,7 @@ def quarantine(folder: Path, findings: dict[str, SplitFindings]) -> Manifest:
         record = found.record
         path = folder / _next_name(split, record.index)
         np.save(path, rows, allow_pickle=False)
-        to_disk(path)
+        fsync_path(path)
         old.append(folder / record.index)
         splits[split] = record.model_copy(
             update={
@@ -139,7 +138,7 @@ def quarantine(folder: Path, findings: dict[str, SplitFindings]) -> Manifest:
             }
         )
     manifest = manifest.model_copy(update={"splits": splits})
-    write_whole(folder / MANIFEST_NAME, manifest.to_json())
+    write_atomically(folder / MANIFEST_NAME, manifest.to_json())
     for path in old:
         path.unlink()
     return manifest
@@ -162,13 +161,13 @@ def _check_shard(
     except OSError as error:
         findings.lasting_problems.append(f"{path}: {error.strerror}; bring it back or make the shards again")
         return
-    if record.num_pictures != len(rows):
+    if record.num_images != len(rows):
         findings.lasting_problems.append(
-            f"{path}: {record.num_pictures} pictures in dataset.json, but {len(rows)} in the index"
+            f"{path}: {record.num_images} images in dataset.json, but {len(rows)} in the index"
         )
     is_bad = findings.index.rows["width"][rows] == 0  # quarantined before
     if is_full:
-        is_bad[:] = [not _check_picture(path, int(row), findings) for row in rows]
+        is_bad[:] = [not _check_image(path, int(row), findings) for row in rows]
     problems = list(_compare_places(path, findings.index.rows[rows[~is_bad]], is_foreign=is_foreign))
     findings.lasting_problems += problems
     if (size, sha256) == (record.num_bytes, record.sha256):
@@ -178,12 +177,12 @@ def _check_shard(
         found, there = f"sha256 {sha256}", record.sha256
     findings.problems.append(f"{path}: {found}, but dataset.json has {there}")
     has_changed = is_bad.any() or not findings.good.keys().isdisjoint(rows.tolist())
-    if has_changed and not problems:  # bad pictures, or those that were repaired, are all that differs
+    if has_changed and not problems:  # bad images, or those that were repaired, are all that differs
         findings.shards[number] = record.model_copy(update={"num_bytes": size, "sha256": sha256})
 
 
-def _check_picture(path: Path, row: int, findings: SplitFindings) -> bool:
-    """Whether a picture can be used."""
+def _check_image(path: Path, row: int, findings: SplitFindings) -> bool:
+    """Whether an image can be used."""
     place = findings.index.rows[row]
     was_quarantined = int(place["width"]) == 0
     try:
@@ -193,7 +192,7 @@ def _check_picture(path: Path, row: int, findings: SplitFindings) -> bool:
     except (OSError, ValueError, RuntimeError) as error:
         if not was_quarantined:
             name = f"{path.name}: byte {int(place['offset']):,}"
-            findings.bad.append(BadPicture(row=row, name=name, reason=first_line(error)))
+            findings.bad.append(BadImage(row=row, name=name, reason=first_line(error)))
         return False
     if was_quarantined:
         findings.good[row] = (width, height)
@@ -231,7 +230,7 @@ def _compare_places(path: Path, rows: np.ndarray, *, is_foreign: bool) -> Iterat
         offset, size, label = (int(place[column]) for column in ("offset", "size", "label"))
         member_there = members.get(offset)
         if member_there is None or member_there.size != size:
-            yield f"{path}: no picture of {size:,} bytes at byte {offset:,}, where the index has one"
+            yield f"{path}: no image of {size:,} bytes at byte {offset:,}, where the index has one"
         elif not is_foreign and labels.get(_key(member_there.name)) != label:
             found = labels.get(_key(member_there.name))
             yield f"{path}: {member_there.name} has label {found}, but {label} in the index"

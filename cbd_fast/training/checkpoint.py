@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cbd_fast.errors import InputError
-from cbd_fast.files import whole_folder, write_whole
+from cbd_fast.files import atomic_folder, write_atomically
 
 MODEL_NAME, OPTIMIZER_NAME, STATE_NAME, RESULT_NAME = (
     "model.safetensors",
@@ -38,7 +38,7 @@ def save_checkpoint(
     older = checkpoints(folder)
     if path in older:
         return
-    with whole_folder(path) as temporary:
+    with atomic_folder(path) as temporary:
         save_file(_contiguous(model.state_dict()), temporary / MODEL_NAME)
         save_file(_momenta(model, optimizer), temporary / OPTIMIZER_NAME)
         (temporary / STATE_NAME).write_text(json.dumps(state | {"step": step}))
@@ -78,7 +78,7 @@ def save_finished(folder: Path, model: nn.Module, result: dict[str, Any]) -> Non
     """Writes a finished model's weights, then its result, which marks it as finished; removes what was on the way."""
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(folder / MODEL_NAME, model)
-    write_whole(folder / RESULT_NAME, json.dumps(result, indent=1) + "\n")
+    write_atomically(folder / RESULT_NAME, json.dumps(result, indent=1) + "\n")
     for path in checkpoints(folder):
         shutil.rmtree(path)
     for path in folder.glob(BEST_PATTERN):

@@ -7,16 +7,16 @@ import torch
 from accelerate import Accelerator
 
 from cbd_fast.loading.loader import Loader
-from cbd_fast.shards.manifest import frequency_groups
+from cbd_fast.shards.long_tail import frequency_groups
 from cbd_fast.training.models import CosineModel
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Accuracies in percent; None where no class is in the group or no picture in the split.
+    """Accuracies in percent; None where no class is in the group or no image in the split.
 
-    ``per_class_mean`` and the groups are means over the accuracies of classes that have pictures in the split; the
-    groups are by pictures in training.
+    ``per_class_mean`` and the groups are means over the accuracies of classes that have images in the split; the
+    groups are by images in training.
     """
 
     top1: float | None
@@ -32,15 +32,15 @@ class Evaluation:
 
 
 def count_correct(model: CosineModel, loader: Loader, accelerator: Accelerator) -> np.ndarray:
-    """Runs a model in eval mode over every picture of a sequential loader once.
+    """Runs a model in eval mode over every image of a sequential loader once.
 
     Args:
-        model: not wrapped, on the loader's device, alike on all processes; best in its ``inference_form``.
+        model: not wrapped, on the loader's device, alike on all processes; best in its ``optimized_for_inference``.
         loader: with ``sampling="sequential"``; each process's own part.
         accelerator: joins the processes.
 
     Returns:
-        ``(3, num_classes)`` int64 on every process: pictures, correct first guesses, correct among the first five.
+        ``(3, num_classes)`` int64 on every process: images, correct first guesses, correct among the first five.
     """
     num_classes = loader.shards.num_classes
     num_guesses = min(5, num_classes)
@@ -62,7 +62,7 @@ def summarize(counts: np.ndarray, train_counts: np.ndarray) -> Evaluation:
 
     Args:
         counts: ``(3, num_classes)``, as ``count_correct`` returns them.
-        train_counts: ``(num_classes,)`` training pictures, which say what many, medium and few are.
+        train_counts: ``(num_classes,)`` training images, which say what many, medium and few are.
     """
     accuracies = per_class_accuracy(counts)
     total = counts.sum(axis=1)
@@ -76,7 +76,7 @@ def summarize(counts: np.ndarray, train_counts: np.ndarray) -> Evaluation:
 
 
 def per_class_accuracy(counts: np.ndarray) -> np.ndarray:
-    """``(num_classes,)`` top-1 accuracy in percent; NaN for classes without pictures."""
+    """``(num_classes,)`` top-1 accuracy in percent; NaN for classes without images."""
     with np.errstate(invalid="ignore"):
         return 100 * counts[1] / counts[0]
 

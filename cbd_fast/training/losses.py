@@ -20,7 +20,7 @@ def distillation_loss(features: Tensor, target: Tensor) -> Tensor:
 
 
 def teacher_losses(output: Output, labels: Tensor) -> dict[str, Tensor]:
-    """Stage one: cross-entropy.
+    """ModelSetup one: cross-entropy.
 
     Args:
         output: of the model.
@@ -34,7 +34,7 @@ def teacher_losses(output: Output, labels: Tensor) -> dict[str, Tensor]:
 
 
 def student_losses(output: Output, labels: Tensor, target: Tensor, *, alpha: float, beta: float) -> dict[str, Tensor]:
-    """Stage two: ``(1 - alpha) * cross_entropy + alpha * beta * distillation``.
+    """ModelSetup two: ``(1 - alpha) * cross_entropy + alpha * beta * distillation``.
 
     Args:
         output: of the student.

@@ -12,23 +12,23 @@ from torch import Tensor
 from cbd_fast.errors import RunError
 from cbd_fast.loading.loader import Batch, Loader
 from cbd_fast.loading.stats import LoaderStats
-from cbd_fast.training.context import Surroundings
+from cbd_fast.training.context import RunContext
 from cbd_fast.training.evaluation import count_correct, summarize
 from cbd_fast.training.models import CosineModel
-from cbd_fast.training.optimized_model import inference_dtype, inference_form
-from cbd_fast.training.plan import Job
+from cbd_fast.training.optimized_model import inference_dtype, optimized_for_inference
+from cbd_fast.training.plan import ModelSpec
 from cbd_fast.training.selection import Best
-from cbd_fast.training.train_step import agree_on_buffers
+from cbd_fast.training.train_step import broadcast_buffers
 
 
 class Meter:
     """Adds up on the device what is logged; waits for the device only when a line is written."""
 
-    def __init__(self, around: Surroundings, job: Job, first: int) -> None:
-        self._around, self._job = around, job
+    def __init__(self, context: RunContext, spec: ModelSpec, first: int) -> None:
+        self._around, self._job = context, spec
         self._restart(first)
         self._stats = LoaderStats()
-        around.dashboard.begin(job.name, first)
+        context.dashboard.begin(spec.name, first)
 
     def waiting(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Passes batches on and measures how long each was waited for."""
@@ -41,8 +41,8 @@ class Meter:
             yield batch
 
     def add(self, losses: dict[str, Tensor], logits: Tensor, labels: Tensor) -> None:
-        """Adds one part of a batch; means become sums over pictures, so that parts and processes add up."""
-        self._num_pictures += len(labels)
+        """Adds one part of a batch; means become sums over images, so that parts and processes add up."""
+        self._num_images += len(labels)
         sums = {name: loss.detach() * len(labels) for name, loss in losses.items()}
         sums["correct"] = (logits.detach().argmax(dim=1) == labels).sum()
         for name, value in sums.items():
@@ -52,9 +52,9 @@ class Meter:
         """Writes and shows the means since the last line."""
         accelerator = self._around.accelerator
         totals = self.require_finite_losses(step)
-        num_pictures, waited = totals.pop("pictures"), totals.pop("seconds_waited")
-        means = {name: total / num_pictures for name, total in totals.items()}
-        bad_pictures = self._bad_pictures_of_all(loader)
+        num_images, waited = totals.pop("images"), totals.pop("seconds_waited")
+        means = {name: total / num_images for name, total in totals.items()}
+        bad_images = self._bad_images_of_all(loader)
         stats = loader.stats()
         seconds = time.perf_counter() - self._since
         record = {
@@ -63,13 +63,13 @@ class Meter:
             "train_top1": 100 * means.pop("correct"),
             **means,
             "learning_rate": learning_rate,
-            "pictures_per_second": num_pictures / seconds,
-            "data_wait_share": waited / accelerator.num_processes / seconds,
+            "images_per_second": num_images / seconds,
+            "data_wait_fraction": waited / accelerator.num_processes / seconds,
             "batch_milliseconds": stats.since(self._stats).milliseconds_per_batch(),
             "memory_gigabytes": _memory_bytes(accelerator.device) / 1e9,
-            "bad_pictures": bad_pictures,
+            "bad_images": bad_images,
         }
-        self._around.records.log(record)
+        self._around.run_dir.log(record)
         self._around.dashboard.log(record)
         self._restart(step)
         self._stats = stats
@@ -81,7 +81,7 @@ class Meter:
             RunError: a loss is not finite; on all processes.
         """
         sums = self._sums | {
-            "pictures": torch.tensor(self._num_pictures),
+            "images": torch.tensor(self._num_images),
             "seconds_waited": torch.tensor(self._seconds_waited),
         }
         accelerator = self._around.accelerator
@@ -94,10 +94,10 @@ class Meter:
             )
         return totals
 
-    def _bad_pictures_of_all(self, loader: Loader) -> int:
-        """How many pictures turned out bad on any process; several may have met the same."""
+    def _bad_images_of_all(self, loader: Loader) -> int:
+        """How many images turned out bad on any process; several may have met the same."""
         accelerator = self._around.accelerator
-        rows = torch.tensor([-1, *loader.bad_pictures], device=accelerator.device)
+        rows = torch.tensor([-1, *loader.bad_images], device=accelerator.device)
         everywhere = accelerator.gather(accelerator.pad_across_processes(rows, pad_index=-1))
         return len(everywhere.unique()) - 1
 
@@ -108,16 +108,16 @@ class Meter:
             Metrics and counts, which are also written and shown.
         """
         began, accelerator = time.perf_counter(), self._around.accelerator
-        agree_on_buffers(model, accelerator)
+        broadcast_buffers(model, accelerator)
         loader = self._around.test_loader
         if best:
             assert self._around.val_loader
             loader = self._around.val_loader
-        form = inference_form(model, inference_dtype(self._around.config.mixed_precision, accelerator.device))
+        form = optimized_for_inference(model, inference_dtype(self._around.config.mixed_precision, accelerator.device))
         counts = count_correct(form, loader, accelerator)
         evaluation = summarize(counts, loader.shards.train_counts)
         record = {"model": self._job.name, "step": step, "split": loader.shards.split, **evaluation.to_dict()}
-        self._around.records.log(record)
+        self._around.run_dir.log(record)
         self._around.dashboard.evaluated(self._job.name, step, evaluation.to_dict(), loader.shards.split)
         if best:
             assert evaluation.per_class_mean is not None
@@ -127,7 +127,7 @@ class Meter:
 
     def _restart(self, step: int) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._num_pictures, self._seconds_waited = 0, 0.0
+        self._num_images, self._seconds_waited = 0, 0.0
         self._last_step, self._since = step, time.perf_counter()
 
 

@@ -59,7 +59,7 @@ class CosineModel(nn.Module):
         return Output(features, logits)
 
     def embed(self, images: Tensor) -> Tensor:
-        """``(B, feature_dim)`` float32 features of length 1 of ``(B, 3, H, W)`` pictures."""
+        """``(B, feature_dim)`` float32 features of length 1 of ``(B, 3, H, W)`` images."""
         pooled = self.backbone(images)
         if self.projection is not None:
             pooled = F.relu(self.projection(pooled))
@@ -140,7 +140,7 @@ class CifarResNet(nn.Module):
 
 
 class SmallConvNet(nn.Sequential):
-    """Five 3 x 3 convolutions for tiny pictures: ``(B, 3, H, W)`` to ``(B, 128)``."""
+    """Five 3 x 3 convolutions for tiny images: ``(B, 3, H, W)`` to ``(B, 128)``."""
 
     def __init__(self) -> None:
         layers: list[nn.Module] = []

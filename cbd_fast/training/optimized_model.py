@@ -20,12 +20,12 @@ def inference_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.float32 if precision == "fp16" and device.type == "cpu" else DTYPES[precision]
 
 
-def inference_form(model: CosineModel, dtype: torch.dtype = torch.float32) -> CosineModel:
+def optimized_for_inference(model: CosineModel, dtype: torch.dtype = torch.float32) -> CosineModel:
     """A copy in eval mode, without gradients and with each batch-norm folded into the convolution before it.
 
     Args:
         model: not wrapped; it stays as it is.
-        dtype: of the copy's backbone and projection. Pictures, features, classifier and logits stay float32.
+        dtype: of the copy's backbone and projection. Images, features, classifier and logits stay float32.
 
     Returns:
         A model whose features differ from the original's by rounding: below 1e-4 in float32.
@@ -38,22 +38,22 @@ def inference_form(model: CosineModel, dtype: torch.dtype = torch.float32) -> Co
     return form.requires_grad_(False).eval().to(memory_format=torch.channels_last)
 
 
-def teachers_in_best_form(teachers: Teachers, dtype: torch.dtype, is_compiled: bool) -> Teachers:
+def optimized_teachers(teachers: Teachers, dtype: torch.dtype, is_compiled: bool) -> Teachers:
     """Copies of teachers that compute the same features in less time.
 
     Args:
         teachers: on their device; they stay as they are.
-        dtype: see ``inference_form``.
+        dtype: see ``optimized_for_inference``.
         is_compiled: by torch.compile, with their weights as constants; takes seconds at the first batch.
     """
-    best = Teachers([inference_form(model, dtype) for model in teachers])
+    best = Teachers([optimized_for_inference(model, dtype) for model in teachers])
     if is_compiled:
         best.compile(options={"freezing": True})
     return best
 
 
 class Cast(nn.Module):
-    """Pictures in another precision."""
+    """Images in another precision."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Cast(nn.Module):
         return images.to(self.dtype)
 
 
-class Beside:
+class SideStream:
     """Computes without gradients beside what is computed meanwhile, where the device has streams for that."""
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
@@ -77,7 +77,7 @@ class Beside:
             result = self._compute(images)
             return lambda: result
         caller = torch.cuda.current_stream(images.device)
-        stream.wait_stream(caller)  # which may still be making the pictures
+        stream.wait_stream(caller)  # which may still be making the images
         with torch.cuda.stream(stream):
             result = self._compute(images)
         images.record_stream(stream)  # or their memory could be used anew too early

@@ -12,7 +12,7 @@ from cbd_fast.config.schema import Config, Teacher
 from cbd_fast.errors import InputError
 from cbd_fast.loading.augment import Augmentation
 from cbd_fast.loading.counter_rng import hash64
-from cbd_fast.shards.reader import ShardSet
+from cbd_fast.shards.reader import ShardReader
 from cbd_fast.training.checkpoint import MODEL_NAME, load_weights, read_result, read_state
 from cbd_fast.training.losses import student_losses, teacher_losses
 from cbd_fast.training.models import CosineModel, Output, Teachers, build_model
@@ -22,15 +22,15 @@ Losses = Callable[[Output, Tensor, Tensor | None], dict[str, Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class ModelSpec:
     """One model to be trained.
 
     Attributes:
         name: ``teacher-1``, ..., ``student``; also its folder in the run.
         stage: ``one`` or ``two``.
         seed: of weights, order and augmentation.
-        sampling: of training pictures.
-        augmentation: of training pictures.
+        sampling: of training images.
+        augmentation: of training images.
         num_steps: updates.
         num_teachers: whose features it follows.
         folder: where its files go.
@@ -53,76 +53,78 @@ class Job:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class ModelSetup:
     """What the engine needs to train one model: the model itself, its teachers if any, and its losses."""
 
-    job: Job
+    spec: ModelSpec
     model: CosineModel
     teachers: Teachers | None
     losses: Losses
 
 
-def plan_jobs(config: Config, shards: ShardSet) -> list[Job]:
+def plan_models(config: Config, shards: ShardReader) -> list[ModelSpec]:
     """All models of a run, in the order in which they are trained, whatever ``stages`` says."""
     num_steps = config.optimization.num_steps(len(shards))
-    output, pictures = Path(config.output), {"pictures": shards.manifest.fingerprint}
+    output, images = Path(config.output), {"images": shards.manifest.fingerprint}
     if interval := selection_interval(config, shards):
-        pictures["select"] = f"best of every {interval} steps"
+        images["checkpoint_selection"] = f"best of every {interval} steps"
     teachers = config.stage_one.teachers
-    jobs = [
-        _teacher_job(config, number, teacher, num_steps, output / f"teacher-{number}", pictures)
+    specs = [
+        _teacher_spec(config, number, teacher, num_steps, output / f"teacher-{number}", images)
         for number, teacher in enumerate(teachers, 1)
     ]
-    student = Job(
+    student = ModelSpec(
         name="student",
-        stage="two",
+        stage="student",
         seed=config.student_seed,
         sampling=config.stage_two.sampling,
         augmentation=config.data.augmentation.model_copy(update={"color_jitter": config.stage_two.color_jitter}),
         num_steps=num_steps,
         num_teachers=len(teachers),
         folder=output / "student",
-        identity=config.identity(None) | pictures,
+        identity=config.identity(None) | images,
     )
-    return [*jobs, student]
+    return [*specs, student]
 
 
-def wanted_jobs(jobs: list[Job], stages: str) -> list[Job]:
-    """The models of the stages ``one``, ``two`` (with its teachers, which are finished) or ``both``.
+def models_to_train(specs: list[ModelSpec], stages: str) -> list[ModelSpec]:
+    """The models of the stages ``teachers``, ``student`` (with its teachers, which are finished) or ``all``.
 
     Raises:
         InputError: the run's folder holds models of other settings, or stage two alone lacks its teachers.
     """
-    for job in jobs:
-        if stages != "one" or job.stage == "one":
-            _check_identity(job)
-        if stages == "two" and job.stage == "one" and not job.is_finished:
-            raise InputError(f"stages=two: {job.folder} holds no finished teacher; run stages=one or stages=both")
-    return [job for job in jobs if stages != "one" or job.stage == "one"]
+    for spec in specs:
+        if stages != "teachers" or spec.stage == "teachers":
+            _check_identity(spec)
+        if stages == "student" and spec.stage == "teachers" and not spec.is_finished:
+            raise InputError(
+                f"stages=student: {spec.folder} holds no finished teacher; run stages=teachers or stages=all"
+            )
+    return [spec for spec in specs if stages != "teachers" or spec.stage == "teachers"]
 
 
-def finished_results(jobs: list[Job]) -> dict[str, dict[str, Any]]:
+def finished_results(specs: list[ModelSpec]) -> dict[str, dict[str, Any]]:
     """Results by name of the models that are finished and of these settings."""
-    results = {job.name: read_result(job.folder) for job in jobs}
-    identities = {job.name: job.identity for job in jobs}
+    results = {spec.name: read_result(spec.folder) for spec in specs}
+    identities = {spec.name: spec.identity for spec in specs}
     return {name: result for name, result in results.items() if result and result["identity"] == identities[name]}
 
 
-def build_stage(job: Job, config: Config) -> Stage:
+def build_setup(spec: ModelSpec, config: Config) -> ModelSetup:
     """Builds a model with fresh weights as its stage wants it, and loads its teachers."""
     backbone, num_classes = config.model.backbone, config.data.num_classes
-    folders = [job.folder.parent / f"teacher-{number}" for number in range(1, job.num_teachers + 1)]
-    return join_stage(job, config, [load_model(folder, backbone, num_classes) for folder in folders])
+    folders = [spec.folder.parent / f"teacher-{number}" for number in range(1, spec.num_teachers + 1)]
+    return join_setup(spec, config, [load_model(folder, backbone, num_classes) for folder in folders])
 
 
-def join_stage(job: Job, config: Config, teachers: Sequence[CosineModel]) -> Stage:
-    """Builds a model with fresh weights that follows these teachers, as many as its job has."""
-    torch.manual_seed(int(hash64(job.seed, 0)[0] >> 1))  # building the teachers used up random numbers
+def join_setup(spec: ModelSpec, config: Config, teachers: Sequence[CosineModel]) -> ModelSetup:
+    """Builds a model with fresh weights that follows these teachers, as many as its spec has."""
+    torch.manual_seed(int(hash64(spec.seed, 0)[0] >> 1))  # building the teachers used up random numbers
     backbone, num_classes = config.model.backbone, config.data.num_classes
     if not teachers:
         model = build_model(backbone, num_classes)
-        return Stage(
-            job=job,
+        return ModelSetup(
+            spec=spec,
             model=model,
             teachers=None,
             losses=lambda output, labels, _: teacher_losses(output, labels),
@@ -135,7 +137,7 @@ def join_stage(job: Job, config: Config, teachers: Sequence[CosineModel]) -> Sta
         return student_losses(output, labels, target, alpha=alpha, beta=beta)
 
     model = build_model(backbone, num_classes, target_dim=joined.feature_dim)
-    return Stage(job=job, model=model, teachers=joined, losses=losses)
+    return ModelSetup(spec=spec, model=model, teachers=joined, losses=losses)
 
 
 def load_model(folder: Path, backbone: str, num_classes: int, target_dim: int | None = None) -> CosineModel:
@@ -145,35 +147,35 @@ def load_model(folder: Path, backbone: str, num_classes: int, target_dim: int | 
     return model
 
 
-def _teacher_job(
-    config: Config, number: int, teacher: Teacher, num_steps: int, folder: Path, pictures: dict[str, str]
-) -> Job:
-    return Job(
+def _teacher_spec(
+    config: Config, number: int, teacher: Teacher, num_steps: int, folder: Path, images: dict[str, str]
+) -> ModelSpec:
+    return ModelSpec(
         name=f"teacher-{number}",
-        stage="one",
+        stage="teachers",
         seed=config.teacher_seed(teacher),
         sampling=config.stage_one.sampling,
         augmentation=config.data.augmentation.model_copy(update={"color_jitter": teacher.color_jitter}),
         num_steps=num_steps,
         num_teachers=0,
         folder=folder,
-        identity=config.identity(teacher) | pictures,
+        identity=config.identity(teacher) | images,
     )
 
 
-def _check_identity(job: Job) -> None:
+def _check_identity(spec: ModelSpec) -> None:
     """A model that was begun or finished goes on only with the settings that it began with."""
-    found = read_result(job.folder) or read_state(job.folder)
+    found = read_result(spec.folder) or read_state(spec.folder)
     if found is None:
         return
     before = found["identity"]
     changed = [
-        f"{name} was {before.get(name)!r}, now {job.identity.get(name)!r}"
-        for name in sorted(before.keys() | job.identity.keys())
-        if before.get(name) != job.identity.get(name)
+        f"{name} was {before.get(name)!r}, now {spec.identity.get(name)!r}"
+        for name in sorted(before.keys() | spec.identity.keys())
+        if before.get(name) != spec.identity.get(name)
     ]
     if changed:
         raise InputError(
-            f"{job.folder} was trained with other settings ({'; '.join(changed)}); choose another output, or remove "
+            f"{spec.folder} was trained with other settings ({'; '.join(changed)}); choose another output, or remove "
             "that folder to train it again"
         )

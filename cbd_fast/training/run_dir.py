@@ -10,29 +10,29 @@ import numpy as np
 
 from cbd_fast.config.schema import Config
 from cbd_fast.errors import InputError
-from cbd_fast.files import write_whole
+from cbd_fast.files import write_atomically
 from cbd_fast.loading.augment import Plan
-from cbd_fast.shards.manifest import frequency_groups
+from cbd_fast.shards.long_tail import frequency_groups
 from cbd_fast.training.evaluation import per_class_accuracy
 
 CONFIG_NAME, METRICS_NAME = "config.yaml", "metrics.jsonl"
 SUMMARY_NAME, PER_CLASS_NAME = "summary.json", "per_class.csv"
 
 
-class Records:
+class RunDir:
     """Writes a run's folder; on every process but the main one it writes nothing but that process's own files."""
 
     def __init__(self, folder: Path, *, is_main: bool, rank: int = 0) -> None:
         self.folder, self._is_main, self._rank = folder, is_main, rank
-        self._bad_pictures: set[str] = set()
-        self._followers: list[Callable[[Mapping[str, Any]], None]] = []
+        self._bad_images: set[str] = set()
+        self._listeners: list[Callable[[Mapping[str, Any]], None]] = []
 
     def start(self, config: Config) -> None:
         """Makes the folder and writes the resolved settings."""
         if self._is_main:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                write_whole(self.folder / CONFIG_NAME, config.to_yaml())
+                write_atomically(self.folder / CONFIG_NAME, config.to_yaml())
             except OSError as error:
                 raise InputError(f"output: {self.folder} cannot be written ({error})") from error
 
@@ -41,27 +41,27 @@ class Records:
         path = self.folder / METRICS_NAME
         if self._is_main and path.is_file():
             lines = path.read_text().splitlines(keepends=True)
-            write_whole(path, "".join(line for line in lines if not _is_after(line, model, step)))
+            write_atomically(path, "".join(line for line in lines if not _is_after(line, model, step)))
 
-    def tell_also(self, follower: Callable[[Mapping[str, Any]], None]) -> None:
-        """Has every record that is logged from now on passed on to ``follower`` too."""
-        self._followers.append(follower)
+    def add_listener(self, listener: Callable[[Mapping[str, Any]], None]) -> None:
+        """Has every record that is logged from now on passed on to ``listener`` too."""
+        self._listeners.append(listener)
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Appends one object to metrics.jsonl."""
         if self._is_main:
             with open(self.folder / METRICS_NAME, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
-            for follower in self._followers:
-                follower(record)
+            for listener in self._listeners:
+                listener(record)
 
-    def bad_picture(self, name: str, reason: str) -> None:
-        """Appends a picture that cannot be used to this process's list, once."""
-        if name in self._bad_pictures:
+    def bad_image(self, name: str, reason: str) -> None:
+        """Appends an image that cannot be used to this process's list, once."""
+        if name in self._bad_images:
             return
-        self._bad_pictures.add(name)
-        with open(self.folder / f"bad_pictures.rank-{self._rank}.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps({"picture": name, "reason": reason}) + "\n")
+        self._bad_images.add(name)
+        with open(self.folder / f"bad_images.rank-{self._rank}.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"image": name, "reason": reason}) + "\n")
 
     def log_batch(self, model: str, step: int, plan: Plan) -> None:
         """Appends what this process read in a step, for checking one run against another."""
@@ -78,7 +78,7 @@ class Records:
     def summarize(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json."""
         if self._is_main:
-            write_whole(self.folder / SUMMARY_NAME, json.dumps(summary, indent=1) + "\n")
+            write_atomically(self.folder / SUMMARY_NAME, json.dumps(summary, indent=1) + "\n")
 
     def write_per_class(
         self, classes: Sequence[str], train_counts: Sequence[int], counts: Mapping[str, np.ndarray]
@@ -87,7 +87,7 @@ class Records:
 
         Args:
             classes: names.
-            train_counts: training pictures of each.
+            train_counts: training images of each.
             counts: for each model ``(3, num_classes)``, as ``count_correct`` returns them.
         """
         if not self._is_main:
@@ -97,7 +97,7 @@ class Records:
         temporary = self.folder / (PER_CLASS_NAME + ".partial")
         with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.writer(file)
-            writer.writerow(["label", "class", "train_pictures", "group", "test_pictures", *accuracies])
+            writer.writerow(["label", "class", "train_images", "group", "test_images", *accuracies])
             for label, name in enumerate(classes):
                 group = next(group for group, mask in groups.items() if mask[label])
                 num_test = next((int(counted[0, label]) for counted in counts.values()), 0)

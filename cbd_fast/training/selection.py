@@ -7,23 +7,23 @@ from torch import nn
 
 from cbd_fast.config.schema import Config
 from cbd_fast.errors import InputError
-from cbd_fast.shards.reader import ShardSet
+from cbd_fast.shards.reader import ShardReader
 from cbd_fast.training.checkpoint import BEST_PATTERN, load_weights, save_weights
 
 
-def selection_interval(config: Config, shards: ShardSet) -> int | None:
+def selection_interval(config: Config, shards: ShardReader) -> int | None:
     """Steps between two evaluations on the validation split, of which the best weights are taken; None: the last are.
 
     Raises:
         InputError: the best weights are wanted, and there is no validation split.
     """
     has_split = "val" in shards.manifest.splits
-    if config.select == "best" and not has_split:
+    if config.checkpoint_selection == "best" and not has_split:
         raise InputError(
-            f"select: best, but {config.data.shards} has no validation split; make the shards with one "
-            "(--val, --val-per-class), or use select=last"
+            f"checkpoint_selection: best, but {config.data.shards} has no validation split; make the shards with one "
+            "(--val, --val-per-class), or use checkpoint_selection=last"
         )
-    if config.select == "last" or not has_split:
+    if config.checkpoint_selection == "last" or not has_split:
         return None
     return config.runtime.evaluate_every or -(-len(shards) // config.optimization.global_batch)
 

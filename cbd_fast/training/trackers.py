@@ -10,11 +10,11 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType, ProjectConfiguration
 
-from cbd_fast.config.help import flattened
 from cbd_fast.config.schema import Config
 from cbd_fast.errors import InputError, RunError
-from cbd_fast.files import write_whole
-from cbd_fast.training.plan import Job
+from cbd_fast.files import write_atomically
+from cbd_fast.settings import flattened
+from cbd_fast.training.plan import ModelSpec
 
 FOLDER_NAME, ID_NAME = "trackers", "run_id"
 PROJECT = "cbd_fast"
@@ -46,14 +46,14 @@ def tracking_options(config: Config) -> dict[str, Any]:
 
 
 def start_trackers(
-    config: Config, accelerator: Accelerator, jobs: Sequence[Job]
+    config: Config, accelerator: Accelerator, specs: Sequence[ModelSpec]
 ) -> Callable[[Mapping[str, Any]], None]:
     """Starts the trackers in the run's folder, on the main process.
 
     Args:
         config: the run's settings, which become hyper-parameters.
         accelerator: made with ``tracking_options``.
-        jobs: all models of the run, in their order.
+        specs: all models of the run, in their order.
 
     Returns:
         A function that passes a record of metrics.jsonl on to them.
@@ -67,14 +67,14 @@ def start_trackers(
         accelerator.init_trackers(PROJECT, dict(hyper_parameters(config)), _options(config, folder))
         for tracker in accelerator.trackers:
             if tracker.name in ONE_STEP_AXIS:
-                for job in jobs:
-                    tracker.tracker.define_metric(f"{job.name}/*", step_metric=f"{job.name}/step")
+                for spec in specs:
+                    tracker.tracker.define_metric(f"{spec.name}/*", step_metric=f"{spec.name}/step")
     except Exception as error:  # of somebody else's package, and each has its own
         raise RunError(
             f"trackers: {', '.join(config.trackers)} did not start ({error}); start the same command again when it "
             "can, or leave it out of trackers"
         ) from error
-    steps_before = {job.name: sum(other.num_steps for other in jobs[:number]) for number, job in enumerate(jobs)}
+    steps_before = {spec.name: sum(other.num_steps for other in specs[:number]) for number, spec in enumerate(specs)}
 
     def track(record: Mapping[str, Any]) -> None:
         values, step = dict(tracked_values(record)), record["step"]
@@ -124,5 +124,5 @@ def _run_id(folder: Path) -> str:
     """By which a tracker's server knows this run; made once."""
     path = folder / ID_NAME
     if not path.is_file():
-        write_whole(path, uuid.uuid4().hex)
+        write_atomically(path, uuid.uuid4().hex)
     return path.read_text()

@@ -14,33 +14,33 @@ from cbd_fast.config.schema import Config
 from cbd_fast.loading.loader import Batch
 from cbd_fast.training.models import CosineModel, Output
 from cbd_fast.training.optim import make_optimizer
-from cbd_fast.training.optimized_model import Beside, inference_dtype, teachers_in_best_form
-from cbd_fast.training.plan import Losses, Stage
+from cbd_fast.training.optimized_model import SideStream, inference_dtype, optimized_teachers
+from cbd_fast.training.plan import Losses, ModelSetup
 
 # steps after which compiling, which takes time first, is won back on two cores: see benchmarks/train_step.py
 MIN_STEPS_FOR_TEACHERS, MIN_STEPS_FOR_MODEL = 500, 2000
-MAX_SIZE_ON_CPU = 64  # of pictures, above which compiling a model for the CPU is not won back at all
+MAX_SIZE_ON_CPU = 64  # of images, above which compiling a model for the CPU is not won back at all
 
 
 @dataclass(frozen=True, kw_only=True)
-class Learner:
+class TrainStep:
     """A model on its device, and what it learns with.
 
     Attributes:
         accelerator: of the run.
-        plain: the model itself, which is evaluated and saved.
+        unwrapped_model: the model itself, which is evaluated and saved.
         model: the same as Accelerate has prepared it.
         optimizer: likewise.
         teachers: in their best form; None without any.
         losses: of the stage.
-        layout: of pictures and weights in memory.
+        layout: of images and weights in memory.
     """
 
     accelerator: Accelerator
-    plain: CosineModel
+    unwrapped_model: CosineModel
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
-    teachers: Beside | None
+    teachers: SideStream | None
     losses: Losses
     layout: torch.memory_format
 
@@ -48,7 +48,7 @@ class Learner:
         """Updates the weights once, with this process's part of a batch, which it takes in as many parts as is set.
 
         Yields:
-            Of each part the losses, what the model made of the pictures, and their labels.
+            Of each part the losses, what the model made of the images, and their labels.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -65,7 +65,7 @@ class Learner:
             labels: ``(B,)`` int64, likewise.
 
         Returns:
-            The losses, and what the model made of the pictures; only fp16's loss scale waits for the device here.
+            The losses, and what the model made of the images; only fp16's loss scale waits for the device here.
         """
         with self.accelerator.accumulate(self.model):
             target = self.teachers.begin(images) if self.teachers else None
@@ -83,26 +83,26 @@ class Learner:
         torch._dynamo.reset()
 
 
-def make_learner(stage: Stage, config: Config, accelerator: Accelerator) -> Learner:
+def make_train_step(stage: ModelSetup, config: Config, accelerator: Accelerator) -> TrainStep:
     """Puts a stage's model and teachers on the device, in the form in which they train fastest."""
     device, runtime = accelerator.device, config.runtime
     if accelerator.scaler is not None:  # fp16; each model's loss scale is its own
         accelerator.scaler = torch.amp.GradScaler(device.type)
     layout = torch.channels_last if runtime.channels_last else torch.contiguous_format
-    plain = stage.model.to(device).to(memory_format=layout)
-    compiles_model, compiles_teachers = what_is_compiled(config, device, stage.job.num_steps)
+    unwrapped = stage.model.to(device).to(memory_format=layout)
+    compiles_model, compiles_teachers = what_is_compiled(config, device, stage.spec.num_steps)
     torch._dynamo.config.suppress_errors = runtime.compile is None  # what nobody asked for must not end a run
     teachers = None
     if stage.teachers:
         precision = config.mixed_precision if runtime.teacher_precision == "auto" else runtime.teacher_precision
-        best = teachers_in_best_form(stage.teachers.to(device), inference_dtype(precision, device), compiles_teachers)
-        teachers = Beside(best, device)
-    model, optimizer = accelerator.prepare(plain, make_optimizer(plain, config.optimization))
+        best = optimized_teachers(stage.teachers.to(device), inference_dtype(precision, device), compiles_teachers)
+        teachers = SideStream(best, device)
+    model, optimizer = accelerator.prepare(unwrapped, make_optimizer(unwrapped, config.optimization))
     if compiles_model:
         model.compile()
-    return Learner(
+    return TrainStep(
         accelerator=accelerator,
-        plain=plain,
+        unwrapped_model=unwrapped,
         model=model,
         optimizer=optimizer,
         teachers=teachers,
@@ -136,7 +136,7 @@ def compiler_works(device: torch.device) -> bool:
     return True
 
 
-def agree_on_buffers(model: torch.nn.Module, accelerator: Accelerator) -> None:
+def broadcast_buffers(model: torch.nn.Module, accelerator: Accelerator) -> None:
     """Gives every process the main one's batch-norm statistics, which are the ones that are saved."""
     if accelerator.num_processes > 1:
         for buffer in model.buffers():

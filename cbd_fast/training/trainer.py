@@ -22,18 +22,18 @@ from cbd_fast.config.schema import Config
 from cbd_fast.errors import InputError, run_command
 from cbd_fast.files import PARTIAL_SUFFIX
 from cbd_fast.loading.loader import Loader
-from cbd_fast.preflight.dry_run import Unwritten, rehearse
-from cbd_fast.shards.reader import ShardSet
+from cbd_fast.preflight.dry_run import NullRunDir, rehearse
+from cbd_fast.shards.reader import ShardReader
 from cbd_fast.system import num_cores
 from cbd_fast.training.checkpoint import read_result
-from cbd_fast.training.context import Surroundings, make_loader
+from cbd_fast.training.context import RunContext, make_loader
 from cbd_fast.training.engine import train
-from cbd_fast.training.plan import Job, build_stage, finished_results, plan_jobs, wanted_jobs
-from cbd_fast.training.run_dir import CONFIG_NAME, SUMMARY_NAME, Records
+from cbd_fast.training.plan import ModelSpec, build_setup, finished_results, models_to_train, plan_models
+from cbd_fast.training.run_dir import CONFIG_NAME, SUMMARY_NAME, RunDir
 from cbd_fast.training.selection import selection_interval
 from cbd_fast.training.trackers import check_trackers, start_trackers, tracking_options
 from cbd_fast.ui.console import make_console
-from cbd_fast.ui.dashboard import Dashboard, PlannedModel, Silent, comparison, duration, make_dashboard
+from cbd_fast.ui.dashboard import Dashboard, NullDashboard, PlannedModel, comparison, duration, make_dashboard
 
 MAX_HELP_WIDTH = 100  # longer lines are hard to read
 
@@ -48,69 +48,69 @@ def main() -> None:
         return
     check_output(Path(config.output))
     shards = open_shards(config)
-    jobs = plan_jobs(config, shards)
-    wanted = wanted_jobs(jobs, config.stages)
+    specs = plan_models(config, shards)
+    wanted = models_to_train(specs, config.stages)
     accelerator = make_accelerator(config)
     if arguments.dry_run:
-        unwritten = Unwritten()
-        with open_surroundings(config, shards, accelerator, unwritten, Silent()) as around:
-            rehearse(wanted, around, unwritten.bad_pictures, describe_run(config, shards, accelerator))
+        null_run_dir = NullRunDir()
+        with open_context(config, shards, accelerator, null_run_dir, NullDashboard()) as context:
+            rehearse(wanted, context, null_run_dir.bad_images, describe_run(config, shards, accelerator))
         accelerator.end_training()
         return
-    records = Records(Path(config.output), is_main=accelerator.is_main_process, rank=accelerator.process_index)
+    run_dir = RunDir(Path(config.output), is_main=accelerator.is_main_process, rank=accelerator.process_index)
     dashboard = make_dashboard(accelerator.is_main_process)
-    with open_surroundings(config, shards, accelerator, records, dashboard) as around:
-        records.start(config)
+    with open_context(config, shards, accelerator, run_dir, dashboard) as context:
+        run_dir.start(config)
         if config.trackers and accelerator.is_main_process:
-            records.tell_also(start_trackers(config, accelerator, jobs))
+            run_dir.add_listener(start_trackers(config, accelerator, specs))
         accelerator.wait_for_everyone()  # the folder is there for the records of all processes
-        dashboard.start(describe_run(config, shards, accelerator), [planned(job) for job in wanted])
+        dashboard.start(describe_run(config, shards, accelerator), [planned(spec) for spec in wanted])
         try:
-            run(wanted, around)
+            run(wanted, context)
         finally:
             dashboard.stop()
     if accelerator.is_main_process:
-        report(config, jobs, shards, records)
+        report(config, specs, shards, run_dir)
     accelerator.end_training()
 
 
 @contextmanager
-def open_surroundings(
-    config: Config, shards: ShardSet, accelerator: Accelerator, records: Records, dashboard: Dashboard
-) -> Iterator[Surroundings]:
+def open_context(
+    config: Config, shards: ShardReader, accelerator: Accelerator, run_dir: RunDir, dashboard: Dashboard
+) -> Iterator[RunContext]:
     """Opens the splits to evaluate on, whose shards and decoder are found to be usable before anything is written."""
 
     def tell(place: str, reason: str) -> None:
-        records.bad_picture(place, reason)
-        dashboard.note(f"bad picture {place}: {reason}")
+        run_dir.bad_image(place, reason)
+        dashboard.note(f"bad image {place}: {reason}")
 
     def evaluated(split: str) -> Loader:
         augmentation = config.data.augmentation.for_test()
-        chosen = {"sampling": "sequential", "augmentation": augmentation, "on_bad_picture": tell}
+        chosen = {"sampling": "sequential", "augmentation": augmentation, "on_bad_image": tell}
         return opened.enter_context(make_loader(config, accelerator, split=split, **chosen))
 
     interval = selection_interval(config, shards)
     with ExitStack() as opened:
-        yield Surroundings(
+        yield RunContext(
             config=config,
             accelerator=accelerator,
-            records=records,
+            run_dir=run_dir,
             dashboard=dashboard,
             test_loader=evaluated("test"),
             val_loader=evaluated("val") if interval else None,
             evaluate_every=interval or config.runtime.evaluate_every,
-            on_bad_picture=tell,
+            on_bad_image=tell,
         )
 
 
-def run(jobs: list[Job], around: Surroundings) -> None:
+def run(specs: list[ModelSpec], context: RunContext) -> None:
     """Trains the models one after the other, passing over those that are finished."""
-    for job in jobs:
-        if (result := read_result(job.folder)) is not None:
-            around.dashboard.note(f"{job.name} is finished already")
-            around.dashboard.evaluated(job.name, job.num_steps, result["metrics"])
+    for spec in specs:
+        if (result := read_result(spec.folder)) is not None:
+            context.dashboard.note(f"{spec.name} is finished already")
+            context.dashboard.evaluated(spec.name, spec.num_steps, result["metrics"])
             continue
-        train(build_stage(job, around.config), around)
+        train(build_setup(spec, context.config), context)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -166,9 +166,9 @@ def is_teacher(folder: Path) -> bool:
     return folder.name.startswith("teacher-") and "identity" in (read_result(folder) or {})
 
 
-def open_shards(config: Config) -> ShardSet:
+def open_shards(config: Config) -> ShardReader:
     """Opens the training split and checks that the config is made for it."""
-    shards = ShardSet(config.data.shards, "train")
+    shards = ShardReader(config.data.shards, "train")
     if shards.num_classes != config.data.num_classes:
         raise InputError(
             f"data.num_classes: {config.data.num_classes}, but {config.data.shards} has {shards.num_classes} "
@@ -177,16 +177,16 @@ def open_shards(config: Config) -> ShardSet:
     if "test" not in shards.manifest.splits:
         raise InputError(f"{config.data.shards}: has no test split to evaluate on; make the shards with --test")
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
-    share = num_processes * config.optimization.accumulation
-    if config.optimization.global_batch // share < 2:
+    num_parts = num_processes * config.optimization.accumulation
+    if config.optimization.global_batch // num_parts < 2:
         raise InputError(
             f"optimization.global_batch: {config.optimization.global_batch} leaves each of {num_processes} processes x "
-            f"accumulation {config.optimization.accumulation} fewer than 2 pictures, too few for batch-norm"
+            f"accumulation {config.optimization.accumulation} fewer than 2 images, too few for batch-norm"
         )
-    if config.optimization.global_batch % share:
+    if config.optimization.global_batch % num_parts:
         raise InputError(
             f"optimization.global_batch: {config.optimization.global_batch} is not a multiple of {num_processes} "
-            f"processes x accumulation {config.optimization.accumulation} = {share}"
+            f"processes x accumulation {config.optimization.accumulation} = {num_parts}"
         )
     return shards
 
@@ -209,17 +209,17 @@ def make_accelerator(config: Config) -> Accelerator:
     return accelerator
 
 
-def planned(job: Job) -> PlannedModel:
-    """A job as the dashboard knows it."""
-    return PlannedModel(name=job.name, stage=job.stage, num_steps=job.num_steps, num_teachers=job.num_teachers)
+def planned(spec: ModelSpec) -> PlannedModel:
+    """A spec as the dashboard knows it."""
+    return PlannedModel(name=spec.name, stage=spec.stage, num_steps=spec.num_steps, num_teachers=spec.num_teachers)
 
 
-def describe_run(config: Config, shards: ShardSet, accelerator: Accelerator) -> str:
+def describe_run(config: Config, shards: ShardReader, accelerator: Accelerator) -> str:
     """The run in one line."""
     device = torch.cuda.get_device_name() if accelerator.device.type == "cuda" else "CPU"
     precision = "float32" if config.mixed_precision == "no" else config.mixed_precision
     return (
-        f"{config.output}: {config.model.backbone} on {config.data.shards} ({len(shards):,} pictures, "
+        f"{config.output}: {config.model.backbone} on {config.data.shards} ({len(shards):,} images, "
         f"{shards.num_classes:,} classes), {accelerator.num_processes} x {device}, {precision}"
     )
 
@@ -236,12 +236,12 @@ def selected(results: dict[str, dict[str, Any]]) -> str | dict[str, str]:
     }
 
 
-def report(config: Config, jobs: list[Job], shards: ShardSet, records: Records) -> None:
+def report(config: Config, specs: list[ModelSpec], shards: ShardReader, run_dir: RunDir) -> None:
     """Writes summary.json and per_class.csv and prints the comparison of all models that are finished."""
-    results = finished_results(jobs)
+    results = finished_results(specs)
     metrics = {name: result["metrics"] for name, result in results.items()}
     seconds = sum(result["seconds"] for result in results.values())
-    records.summarize(
+    run_dir.summarize(
         {
             "teachers": [values for name, values in metrics.items() if name != "student"],
             "student": metrics.get("student"),
@@ -251,9 +251,9 @@ def report(config: Config, jobs: list[Job], shards: ShardSet, records: Records) 
         }
     )
     counts = {name: np.array(result["counts"]) for name, result in results.items()}
-    records.write_per_class(shards.manifest.classes, shards.record.class_counts, counts)
+    run_dir.write_per_class(shards.manifest.classes, shards.record.class_counts, counts)
     console = make_console()
-    steps = {job.name: job.num_steps for job in jobs}
+    steps = {spec.name: spec.num_steps for spec in specs}
     steps |= {name: result["selected"]["step"] for name, result in results.items() if result.get("selected")}
     console.print(comparison({name: (steps[name], metrics[name]) for name in metrics}))
     written = f"{Path(config.output) / SUMMARY_NAME}: trained in {duration(seconds)}"

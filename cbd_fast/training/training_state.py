@@ -4,9 +4,9 @@ import time
 from typing import Any
 
 from cbd_fast.training.checkpoint import load_checkpoint, save_checkpoint, save_finished
-from cbd_fast.training.plan import Job
+from cbd_fast.training.plan import ModelSpec
 from cbd_fast.training.selection import Best
-from cbd_fast.training.train_step import Learner, agree_on_buffers
+from cbd_fast.training.train_step import TrainStep, broadcast_buffers
 
 
 class Progress:
@@ -17,24 +17,26 @@ class Progress:
         best: the best weights so far; None if the last ones are taken.
     """
 
-    def __init__(self, learner: Learner, job: Job, *, selects_best: bool) -> None:
-        """Puts the last checkpoint, if there is one, into the learner."""
-        self._learner, self._job = learner, job
-        self._accelerator = learner.accelerator
+    def __init__(self, train_step: TrainStep, spec: ModelSpec, *, selects_best: bool) -> None:
+        """Puts the last checkpoint, if there is one, into the train_step."""
+        self._train_step, self._job = train_step, spec
+        self._accelerator = train_step.accelerator
         self._began = time.perf_counter()
-        state = load_checkpoint(job.folder, learner.plain, learner.optimizer) or {}
+        state = load_checkpoint(spec.folder, train_step.unwrapped_model, train_step.optimizer) or {}
         self.first, self._seconds_before = state.get("step", 0), state.get("seconds", 0.0)
         if state and self._accelerator.scaler is not None:
             self._accelerator.scaler.load_state_dict(state["scaler"])
         self.best = None
         if selects_best:
-            self.best = Best(job.folder, is_main=self._accelerator.is_main_process, found=state.get("best"))
+            self.best = Best(spec.folder, is_main=self._accelerator.is_main_process, found=state.get("best"))
 
     def save(self, step: int) -> None:
         """Writes a checkpoint; all processes call it together."""
-        agree_on_buffers(self._learner.plain, self._accelerator)
+        broadcast_buffers(self._train_step.unwrapped_model, self._accelerator)
         if self._accelerator.is_main_process:
-            save_checkpoint(self._job.folder, step, self._learner.plain, self._learner.optimizer, self._state())
+            save_checkpoint(
+                self._job.folder, step, self._train_step.unwrapped_model, self._train_step.optimizer, self._state()
+            )
             if self.best:
                 self.best.checkpointed()
 
@@ -42,7 +44,7 @@ class Progress:
         """Writes the model and its result in place of the checkpoints; all processes call it together."""
         if self._accelerator.is_main_process:
             chosen = {"selected": self.best.state if self.best else None}
-            save_finished(self._job.folder, self._learner.plain, result | chosen | self._state())
+            save_finished(self._job.folder, self._train_step.unwrapped_model, result | chosen | self._state())
         self._accelerator.wait_for_everyone()
 
     def _state(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from cbd_fast.ui.console import Rate, make_console
 
-LONG = ("batch_milliseconds", "filling")  # numbers that have a line of their own
+LONG = ("batch_milliseconds", "cache_fill")  # numbers that have a line of their own
 METRICS = ("top1", "top5", "per_class_mean", "many", "medium", "few")
 
 
@@ -43,8 +43,8 @@ class Dashboard(Protocol):
     def begin(self, model: str, step: int) -> None:
         """Training of a model begins, or goes on, after ``step`` steps."""
 
-    def filling(self, done: int, total: int) -> None:
-        """So many of the pictures that are to be resident are decoded."""
+    def cache_fill(self, done: int, total: int) -> None:
+        """So many of the images that are to be cached are decoded."""
 
     def log(self, record: Mapping[str, Any]) -> None:
         """A line of metrics.jsonl."""
@@ -85,12 +85,12 @@ class TimeLeft:
         return ((planned.num_steps - step) * planned.cost + later) * self._seconds / self._cost_done
 
 
-class Silent:
+class NullDashboard:
     """For the processes that nobody watches."""
 
     def start(self, title: str, models: Sequence[PlannedModel]) -> None: ...
     def begin(self, model: str, step: int) -> None: ...
-    def filling(self, done: int, total: int) -> None: ...
+    def cache_fill(self, done: int, total: int) -> None: ...
     def log(self, record: Mapping[str, Any]) -> None: ...
     def evaluated(self, model: str, step: int, metrics: Mapping[str, float | None], split: str = "test") -> None: ...
     def note(self, message: str) -> None: ...
@@ -110,11 +110,11 @@ class PlainLog:
         how = f"goes on after step {step}" if step else "begins"
         self._print(f"stage {self._models[model].stage}, {model}: {how}")
 
-    def filling(self, done: int, total: int) -> None:
+    def cache_fill(self, done: int, total: int) -> None:
         if not done:
             self._rate = Rate()
         if done == total:
-            self._print(f"{total:,} pictures are resident  {self._rate.describe(total)}".rstrip())
+            self._print(f"{total:,} images are cached  {self._rate.describe(total)}".rstrip())
 
     def log(self, record: Mapping[str, Any]) -> None:
         model, step = record["model"], record["step"]
@@ -167,10 +167,10 @@ class Screen:
         self._model, self._numbers = f"stage {self._stages[model]}, {model}", {}
         self._progress.update(self._tasks[model], completed=step)
 
-    def filling(self, done: int, total: int) -> None:
+    def cache_fill(self, done: int, total: int) -> None:
         if not done:
             self._rate = Rate()
-        self._numbers = {"filling": f"resident pictures {done:,} of {total:,}  {self._rate.describe(done)}".rstrip()}
+        self._numbers = {"cache_fill": f"cached images {done:,} of {total:,}  {self._rate.describe(done)}".rstrip()}
 
     def log(self, record: Mapping[str, Any]) -> None:
         self._seconds_left = self._left.seconds(record["model"], record["step"])
@@ -209,7 +209,7 @@ class Screen:
 def make_dashboard(is_main: bool) -> Dashboard:
     """The dashboard that fits: none, a live screen on a terminal, or plain lines."""
     if not is_main:
-        return Silent()
+        return NullDashboard()
     console = make_console()
     return Screen(console) if console.is_terminal else PlainLog()
 
@@ -232,14 +232,14 @@ def described(record: Mapping[str, Any]) -> dict[str, str]:
     words = {
         "train_top1": f"train top1 {record['train_top1']:.1f}",
         "learning_rate": f"lr {record['learning_rate']:.5f}",
-        "pictures_per_second": f"{record['pictures_per_second']:,.0f} pictures/s",
-        "data_wait_share": f"waiting for data {100 * record['data_wait_share']:.1f} %",
+        "images_per_second": f"{record['images_per_second']:,.0f} images/s",
+        "data_wait_fraction": f"waiting for data {100 * record['data_wait_fraction']:.1f} %",
         "memory_gigabytes": f"memory {record['memory_gigabytes']:.2f} GB",
     }
     parts = "  ".join(f"{name} {value:.0f}" for name, value in record["batch_milliseconds"].items())
     words["batch_milliseconds"] = f"ms of a batch: {parts}"
-    if record["bad_pictures"]:
-        words["bad_pictures"] = f"bad pictures {record['bad_pictures']}"
+    if record["bad_images"]:
+        words["bad_images"] = f"bad images {record['bad_images']}"
     return losses | words
 
 

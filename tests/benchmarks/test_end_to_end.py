@@ -31,5 +31,5 @@ def test_both_stages_are_measured_and_written(photo_shards, tmp_path):
         for constant, shards, ratio in zip(rounds["constant"], rounds["shards"], rounds["ratio"], strict=True):
             assert constant > 0
             assert ratio == pytest.approx(shards / constant)
-        assert all(0 <= share <= 1 for share in rounds["wait_share"])
+        assert all(0 <= fraction <= 1 for fraction in rounds["wait_share"])
         assert case["median"]["ratio"] == pytest.approx(sum(rounds["ratio"]) / 2)

@@ -8,8 +8,8 @@ import pytest
 
 from tests.helpers import REPOSITORY
 
-ORDERS = ["--pictures", "700", "--classes", "7", "--rounds", "1", "--policies", "progressive"]
-SOAK = ["--pictures", "512", "--points", "4", "--crop", "random_resized_crop"]
+ORDERS = ["--images", "700", "--classes", "7", "--rounds", "1", "--policies", "progressive"]
+SOAK = ["--images", "512", "--points", "4", "--crop", "random_resized_crop"]
 
 
 def run(script, *arguments):
@@ -21,8 +21,8 @@ def test_sampling(tmp_path):
     done = run("sampling", *ORDERS, "--work", tmp_path, "--out", tmp_path / "out.json")
     assert done.returncode == 0, done.stderr
     (row,) = json.loads((tmp_path / "out.json").read_text())["rows"]
-    assert (row["pictures"], row["classes"], row["sampling"]) == ("700", 7, "progressive")
-    assert row["ns per picture"] > 0
+    assert (row["images"], row["classes"], row["sampling"]) == ("700", 7, "progressive")
+    assert row["ns per image"] > 0
     assert row["peak, MB"] > row["packages, MB"]
 
 
@@ -33,5 +33,5 @@ def test_soak(digits_shards, tmp_path, max_growth, code):
     assert done.returncode == code, done.stderr
     assert ("memory grew by" in done.stderr) == bool(code)
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
-    assert [row["pictures"] for row in rows] == [128, 256, 384, 512]
+    assert [row["images"] for row in rows] == [128, 256, 384, 512]
     assert len({(row["threads"], row["open files"]) for row in rows}) == 1

@@ -16,14 +16,14 @@ def test_overrides(path):
         path,
         [
             "optimization.weight_decay=1e-4",
-            "stages=one",
+            "stages=teachers",
             "mixed_precision=no",
             "stage_one.teachers=[{seed: 1}, {seed: 1, color_jitter: 1}]",
             "data.augmentation.mean=[0.5, 0.5, 0.5]",
         ],
     )
     assert config.optimization.weight_decay == 1e-4
-    assert (config.stages, config.mixed_precision) == ("one", "no")
+    assert (config.stages, config.mixed_precision) == ("teachers", "no")
     assert [teacher.color_jitter for teacher in config.stage_one.teachers] == [0, 1]
     assert config.data.augmentation.mean == (0.5, 0.5, 0.5)
 
@@ -39,7 +39,7 @@ def test_overrides(path):
         ("optimization.global_batch=true", r"optimization\.global_batch: must be a valid integer, not True"),
         ("optimization.steps=5", "set either `epochs` or `steps`, and not both"),
         ("optimization.accumulation=3", "accumulation 3 must divide optimization.global_batch 128"),
-        ("stages=three", "stages: must be 'one', 'two' or 'both', not 'three'"),
+        ("stages=three", "stages: must be 'teachers', 'student' or 'all', not 'three'"),
         ("mixed_precision=half", "mixed_precision: must be 'no', 'bf16' or 'fp16', not 'half'"),
         ("model.backbone=vgg", r"model\.backbone: must be 'resnet18'"),
         ("stage_two.alpha=1.5", r"stage_two\.alpha: must be less than or equal to 1, not 1\.5"),
@@ -69,7 +69,7 @@ def test_impossible_settings_are_refused_by_name(path, override, message):
 
 def test_all_mistakes_are_told_at_once(path):
     with pytest.raises(InputError, match=r"stages: .*; optimization\.momentum: "):
-        read_config(path, ["stages=all", "optimization.momentum=1"])
+        read_config(path, ["stages=both", "optimization.momentum=1"])
 
 
 def test_unreadable_files(tmp_path):
@@ -94,5 +94,5 @@ def test_resolved_settings_can_be_run_again(path, tmp_path):
 
 
 def test_none_is_nothing(path):
-    assert read_config(path, ["runtime.resident=0.2"]).runtime.resident == 0.2
-    assert read_config(path, ["runtime.resident=none", "runtime.num_threads=null"]).runtime.resident is None
+    assert read_config(path, ["runtime.cache=0.2"]).runtime.cache == 0.2
+    assert read_config(path, ["runtime.cache=none", "runtime.num_threads=null"]).runtime.cache is None

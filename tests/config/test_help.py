@@ -3,15 +3,9 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import BaseModel, Field
 
-from cbd_fast.config.help import (
-    describe_sections,
-    describe_settings,
-    flattened,
-    in_words,
-    settings_text,
-    value_in_words,
-)
+from cbd_fast.config.help import describe_sections, describe_settings, in_words, settings_text, value_in_words
 from cbd_fast.config.schema import Config
+from cbd_fast.settings import flattened
 
 
 class Item(BaseModel):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from cbd_fast.cli.shard_options import wanted_from
+from cbd_fast.cli.shard_options import write_options_from
 from cbd_fast.config.file import read_config
 from cbd_fast.shards.writing.presets import PRESETS
 
@@ -24,7 +24,7 @@ RESIZED = ("random_resized_crop", 0.05, 1.0)
 class Recipe(NamedTuple):
     backbone: str
     num_classes: int
-    num_pictures: int
+    num_images: int
     epochs: float
     num_steps: int
     global_batch: int
@@ -51,7 +51,7 @@ RECIPES = {
     "tiny_imagenet_lt_r18": Recipe("resnet18", 200, 21_549, 100, 16_835, 128, 0.1, 2e-4, ONE, 64, ("pad_and_crop", 8)),
     "digits_lt": Recipe("small_convnet", 10, 304, 30, 285, 32, 0.1, 2.5e-4, ONE, 32, ("pad_and_crop", 4)),
 }
-# pictures of the largest class, where the long tail is made of a balanced set
+# images of the largest class, where the long tail is made of a balanced set
 LARGEST = {"cifar100_lt": 500, "cifar10_lt": 5000, "tiny_imagenet_lt": 500}
 
 each_config = pytest.mark.parametrize("name", RECIPES)
@@ -73,7 +73,7 @@ def test_recipe(name):
     assert config.model.backbone == recipe.backbone
     assert (config.data.num_classes, config.data.image_size) == (recipe.num_classes, recipe.image_size)
     assert (optimization.epochs, optimization.global_batch) == (recipe.epochs, recipe.global_batch)
-    assert optimization.num_steps(recipe.num_pictures) == recipe.num_steps
+    assert optimization.num_steps(recipe.num_images) == recipe.num_steps
     assert optimization.learning_rate == pytest.approx(recipe.learning_rate)
     assert (optimization.momentum, optimization.weight_decay) == (0.9, recipe.weight_decay)
     assert [(teacher.seed, teacher.color_jitter) for teacher in config.stage_one.teachers] == recipe.teachers
@@ -82,16 +82,18 @@ def test_recipe(name):
     if recipe.crop[0] == "random_resized_crop":
         assert (augmentation.crop, augmentation.min_area, augmentation.max_area) == recipe.crop
         assert (augmentation.min_aspect, augmentation.max_aspect) == (3 / 4, 4 / 3)
-        assert augmentation.for_test().center_share == 224 / 256
+        assert augmentation.for_test().center_fraction == 224 / 256
     else:
         assert (augmentation.crop, augmentation.padding) == recipe.crop
-        assert augmentation.for_test().center_share == 1
+        assert augmentation.for_test().center_fraction == 1
     assert (augmentation.mean, augmentation.std) == (None, None)
     assert augmentation.flip == (name != "digits_lt")
-    assert config.stages == "both"
+    assert config.stages == "all"
     (command,) = _commands(name, "python")
     has_val = any(option in command for option in ("--val", "--val-per-class"))
-    assert config.select == ("last" if has_val else "auto")  # as the official code; the last, too, without a split
+    assert config.checkpoint_selection == (
+        "last" if has_val else "auto"
+    )  # as the official code; the last, too, without a split
     assert config.output == f"runs/{name}"
 
 
@@ -110,14 +112,14 @@ def test_header_makes_the_shards(name, parser):
     (command,) = _commands(name, "python")
     assert command[:2] == ["python", "tools/make_shards.py"]
     arguments = parser.parse_args(command[2:])
-    wanted = wanted_from(arguments, parser)
+    options = write_options_from(arguments, parser)
     assert str(arguments.out) == config.data.shards
-    if wanted.preset:
-        assert PRESETS[wanted.preset].num_classes == recipe.num_classes
-        assert PRESETS[wanted.preset].splits["train"] == recipe.num_pictures
-    if wanted.tail:
-        assert sum(wanted.tail.counts(LARGEST[arguments.out.name], recipe.num_classes)) == recipe.num_pictures
-    assert wanted.preset or wanted.tail or arguments.source == "digits"
+    if options.preset:
+        assert PRESETS[options.preset].num_classes == recipe.num_classes
+        assert PRESETS[options.preset].splits["train"] == recipe.num_images
+    if options.tail:
+        assert sum(options.tail.counts(LARGEST[arguments.out.name], recipe.num_classes)) == recipe.num_images
+    assert options.preset or options.tail or arguments.source == "digits"
 
 
 def test_configs_of_the_same_shards_make_them_alike():
@@ -139,7 +141,7 @@ def test_header_says_what_it_is(name):
     header, recipe = _header(name), RECIPES[name]
     config = read_config(FOLDER / f"{name}.yaml")
     first = " ".join(header.split("\n\n")[0].split())
-    assert f"{recipe.num_pictures:,} training pictures of {recipe.num_classes} classes" in first
+    assert f"{recipe.num_images:,} training images of {recipe.num_classes} classes" in first
     assert ("CBD-ENS" in first) == (recipe.teachers == FOUR)
     assert (config.mixed_precision == "bf16") == (recipe.image_size == 224 or "cifar100" in name)
     assert "bf16" in header or config.mixed_precision == "no"
@@ -147,10 +149,10 @@ def test_header_says_what_it_is(name):
     assert len(re.findall(r"^Our result: \S", header, re.MULTILINE)) == 1
 
 
-def test_pictures_of_tiny_imagenet_lt():
+def test_images_of_tiny_imagenet_lt():
     counts = [floor(500 * (1 / 100) ** (c / 199)) for c in range(200)]
     assert (counts[0], counts[-1]) == (500, 5)
-    assert sum(counts) == RECIPES["tiny_imagenet_lt_r18"].num_pictures
+    assert sum(counts) == RECIPES["tiny_imagenet_lt_r18"].num_images
 
 
 def _header(name):

@@ -45,7 +45,7 @@ def test_a_teacher_does_not_depend_on_the_student_or_the_machine():
 
     elsewhere = {"shards": "elsewhere", "num_classes": 10}
     runtime = {"num_threads": 3}
-    assert teacher() == teacher(stage_two={"alpha": 0.1}, output="y", runtime=runtime, stages="one")
+    assert teacher() == teacher(stage_two={"alpha": 0.1}, output="y", runtime=runtime, stages="teachers")
     assert teacher() == teacher(data=elsewhere, optimization={"epochs": 2, "accumulation": 2})
     assert teacher() != teacher(optimization={"epochs": 2, "momentum": 0.8})
     two = make_config(stage_one={"teachers": [{"seed": 1}, {"seed": 2}]})

@@ -20,9 +20,9 @@ from tests.helpers import REPOSITORY, check_by_stock_readers, make_shards, run, 
 pytestmark = pytest.mark.end_to_end
 
 
-def test_folder(picture_folder, tmp_path):
+def test_folder(image_folder, tmp_path):
     out = tmp_path / "shards"
-    command = ["folder", "--train", picture_folder / "train", "--test", picture_folder / "test", "--out", out]
+    command = ["folder", "--train", image_folder / "train", "--test", image_folder / "test", "--out", out]
     done = make_shards(*command, "--imbalance", "4", "--seed", "3", "--workers", "2")
     assert done.returncode == 0, done.stderr
     assert re.search(r"train *│ *3 │ *19 │ *0 │ *0 │ *3 │", done.stdout)
@@ -72,7 +72,7 @@ def test_list(pieces, tmp_path):
 
     preset = make_shards(*command, "--preset", "imagenet-lt", "--out", tmp_path / "preset")
     assert preset.returncode == 2
-    for part in ("train pictures: 6, published 115,846", "classes: 2, published 1,000", "another year of ImageNet"):
+    for part in ("train images: 6, published 115,846", "classes: 2, published 1,000", "another year of ImageNet"):
         assert part in preset.stderr
     assert not list(tmp_path.glob("preset*"))
 
@@ -123,7 +123,7 @@ def test_tiny_imagenet(pieces, tmp_path):
 
 @pytest.mark.parametrize("kind", ["cifar10", "cifar100"])
 def test_cifar(kind, tmp_path):
-    """The official archives' layout with few pictures; their published checksums are replaced, so that they fit."""
+    """The official archives' layout with few images; their published checksums are replaced, so that they fit."""
     rng = np.random.default_rng(0)
     folder = tmp_path / {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[kind]
     files = ["data_batch_1", "data_batch_2", "test_batch"] if kind == "cifar10" else ["train", "test"]
@@ -207,7 +207,7 @@ def test_webdataset(pieces, tmp_path):
     [
         (lambda root: None, "no such folder"),
         (lambda root: (root / "train").mkdir(), "holds no class folders"),
-        (lambda root: (root / "train" / "a").mkdir(parents=True), "class folders hold no files|without pictures"),
+        (lambda root: (root / "train" / "a").mkdir(parents=True), "class folders hold no files|without images"),
     ],
 )
 def test_bad_folders_end_with_2_and_write_nothing(tmp_path, arrange, message):

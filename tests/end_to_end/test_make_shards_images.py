@@ -1,4 +1,4 @@
-"""make_shards as users type it: bad files, odd pictures and odd names."""
+"""make_shards as users type it: bad files, odd images and odd names."""
 
 import io
 import json
@@ -37,7 +37,7 @@ def flipped(data: bytes) -> bytes:
 
 BAD_FILES = {
     "empty.jpg": (lambda jpeg, png_file: b"", "the file is empty"),
-    "text.jpg": (lambda jpeg, png_file: b"<html>404</html>", "not a picture, or of an unknown format"),
+    "text.jpg": (lambda jpeg, png_file: b"<html>404</html>", "not an image, or of an unknown format"),
     "half.jpg": (lambda jpeg, png_file: jpeg[: len(jpeg) // 2], "cannot be decoded"),
     "almost whole.jpg": (lambda jpeg, png_file: jpeg[:-1], "cannot be decoded"),
     "damaged.png": (lambda jpeg, png_file: flipped(png_file), "cannot be decoded"),
@@ -48,7 +48,7 @@ BAD_FILES = {
 
 @pytest.fixture
 def with_bad_files(photos, pieces, tmp_path) -> Path:
-    """Two good pictures, one bad one of each kind, a link to nowhere, a pipe, and one that may not be read."""
+    """Two good images, one bad one of each kind, a link to nowhere, a pipe, and one that may not be read."""
     folder = tmp_path / "in" / "a"
     for number in (0, 1):
         write(folder / f"{number}.jpg", pieces[number])
@@ -76,10 +76,10 @@ def test_bad_files_are_listed_with_their_reasons(with_bad_files, tmp_path):
     assert sorted(listed) == sorted(f"a/{name}" for name in reasons)
     for name, reason in reasons.items():
         assert reason in listed[f"a/{name}"]
-    assert f"{len(reasons)} pictures left out" in done.stdout
+    assert f"{len(reasons)} images left out" in done.stdout
 
 
-def test_a_bad_picture_with_an_odd_name_is_listed(pieces, tmp_path):
+def test_a_bad_image_with_an_odd_name_is_listed(pieces, tmp_path):
     name = os.fsdecode(b"b\xff\xe9\nd.jpg")
     write(tmp_path / "in" / "a" / "good.jpg", pieces[0])
     write(tmp_path / "in" / "a" / name, b"junk")
@@ -87,7 +87,7 @@ def test_a_bad_picture_with_an_odd_name_is_listed(pieces, tmp_path):
     for _ in range(2):  # written, and found there
         done = make_shards(*command)
         assert done.returncode == 0, done.stderr
-        assert r"train/a/b\udcff\udce9\nd.jpg: not a picture" in done.stdout
+        assert r"train/a/b\udcff\udce9\nd.jpg: not an image" in done.stdout
     assert os.fsencode(name) in (tmp_path / "out" / "skipped.csv").read_bytes()
 
 
@@ -96,13 +96,13 @@ def test_too_many_bad_files_end_with_1(with_bad_files, tmp_path):
     for options, allowed in (([], 0), (["--max-bad", "0.2"], 2), (["--strict"], 0)):
         done = make_shards(*command, *options)
         assert done.returncode == 1
-        assert f"{allowed + 1} pictures cannot be used, and {allowed} are allowed" in done.stderr
+        assert f"{allowed + 1} images cannot be used, and {allowed} are allowed" in done.stderr
         listed = Path(re.search(r"all that were found so far are in (\S+)", done.stderr)[1]).read_text()
         assert len(listed.splitlines()) == 1 + allowed + 1 + listed.count("\n\n")
         assert not (tmp_path / "out").exists()
 
 
-def test_odd_pictures_come_out_as_8_bit_rgb(photos, tmp_path):
+def test_odd_images_come_out_as_8_bit_rgb(photos, tmp_path):
     photo = Image.fromarray(photos[0][:40, :60])
     folder = tmp_path / "in" / "a"
     folder.mkdir(parents=True)
@@ -117,8 +117,8 @@ def test_odd_pictures_come_out_as_8_bit_rgb(photos, tmp_path):
     photo.save(folder / "turned.jpg", exif=exif)
     done = make_shards("folder", "--train", tmp_path / "in", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    assert "7 pictures coded anew as 8-bit RGB" in done.stdout
-    assert "1 pictures have an orientation tag" in done.stdout
+    assert "7 images coded anew as 8-bit RGB" in done.stdout
+    assert "1 images have an orientation tag" in done.stdout
     check_by_stock_readers(tmp_path / "out", {"train": [0] * 9})
     with tarfile.open(tmp_path / "out" / "train-000000.tar") as tar:
         members = {member.name: tar.extractfile(member).read() for member in tar}
@@ -144,11 +144,11 @@ def test_odd_names_survive(pieces, tmp_path):
         assert found == {f"a/{name}": piece for name, piece in zip(names, pieces, strict=False)}
 
 
-def test_shrinking(picture_folder, tmp_path):
-    command = ["folder", "--train", picture_folder / "train", "--short-side", "48", "--quality", "80"]
+def test_shrinking(image_folder, tmp_path):
+    command = ["folder", "--train", image_folder / "train", "--short-side", "48", "--quality", "80"]
     done = make_shards(*command, "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    assert "19 pictures shrunk" in done.stdout
+    assert "19 images shrunk" in done.stdout
     rows = np.load(tmp_path / "out" / "train.index.npy")
     assert np.minimum(rows["width"], rows["height"]).tolist() == [48] * 19
     check_by_stock_readers(tmp_path / "out", {"train": [0] * 12 + [1] * 5 + [2] * 2})

@@ -1,4 +1,4 @@
-"""make_shards as users type it: killed, on a full disk, without its pictures."""
+"""make_shards as users type it: killed, on a full disk, without its images."""
 
 import fcntl
 import filecmp
@@ -25,8 +25,8 @@ pytestmark = pytest.mark.end_to_end
 
 
 @pytest.fixture(scope="module")
-def many_pictures(photos, tmp_path_factory) -> Path:
-    """400 small pictures of four classes, a few of them bad."""
+def many_images(photos, tmp_path_factory) -> Path:
+    """400 small images of four classes, a few of them bad."""
     rng = np.random.default_rng(1)
     root = tmp_path_factory.mktemp("many")
     for number in range(400):
@@ -36,8 +36,8 @@ def many_pictures(photos, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
-def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(many_pictures, tmp_path, workers):
-    command = ["folder", "--train", many_pictures, "--shard-pictures", "8", "--max-bad", "0.1", "--seed", "5"]
+def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(many_images, tmp_path, workers):
+    command = ["folder", "--train", many_images, "--shard-images", "8", "--max-bad", "0.1", "--seed", "5"]
     assert make_shards(*command, "--workers", "3", "--out", tmp_path / "whole").returncode == 0
     expected = sorted(path.name for path in (tmp_path / "whole").iterdir())
     assert len(expected) == 50 + 3
@@ -67,9 +67,9 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(many_pictures, tmp_pa
     assert num_half_made >= 10  # else little was shown
 
 
-def test_workers_of_a_killed_command_keep_its_folder_until_they_end(many_pictures, tmp_path):
+def test_workers_of_a_killed_command_keep_its_folder_until_they_end(many_images, tmp_path):
     half = tmp_path / f"out{PARTIAL_SUFFIX}"
-    arguments = command_of("make_shards", "folder", "--train", many_pictures, "--workers", 2, "--out", tmp_path / "out")
+    arguments = command_of("make_shards", "folder", "--train", many_images, "--workers", 2, "--out", tmp_path / "out")
     process = subprocess.Popen(arguments, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
     while not (workers := psutil.Process(process.pid).children()):
         time.sleep(0.001)
@@ -93,8 +93,8 @@ def open_folder(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def test_a_full_disk_ends_with_1_and_the_command_goes_on(many_pictures, tmp_path):
-    command = ["folder", "--train", many_pictures, "--max-bad", "0.1", "--out", tmp_path / "out"]
+def test_a_full_disk_ends_with_1_and_the_command_goes_on(many_images, tmp_path):
+    command = ["folder", "--train", many_images, "--max-bad", "0.1", "--out", tmp_path / "out"]
 
     def no_large_files():
         resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
@@ -106,14 +106,14 @@ def test_a_full_disk_ends_with_1_and_the_command_goes_on(many_pictures, tmp_path
     assert make_shards(*command).returncode == 0
 
 
-def test_a_worker_that_dies_is_an_error_that_names_its_picture(many_pictures, tmp_path):
+def test_a_worker_that_dies_is_an_error_that_names_its_image(many_images, tmp_path):
     command = [
         "folder",
         "--train",
-        many_pictures,
+        many_images,
         "--max-bad",
         "0.1",
-        "--shard-pictures",
+        "--shard-images",
         "4",
         "--out",
         tmp_path / "out",
@@ -136,17 +136,17 @@ def test_a_worker_that_dies_is_an_error_that_names_its_picture(many_pictures, tm
     assert make_shards(*command).returncode == 0
 
 
-def test_a_lost_folder_of_pictures_is_not_a_thousand_bad_ones(many_pictures, tmp_path):
+def test_a_lost_folder_of_images_is_not_a_thousand_bad_ones(many_images, tmp_path):
     moved = tmp_path / "moved"
-    away = tmp_path / "pictures"
-    for path in many_pictures.rglob("*.jpg"):
-        write(away / path.relative_to(many_pictures), path.read_bytes())
+    away = tmp_path / "images"
+    for path in many_images.rglob("*.jpg"):
+        write(away / path.relative_to(many_images), path.read_bytes())
     listed = tmp_path / "train.txt"
     names = sorted(path.relative_to(away).as_posix() for path in away.rglob("*.jpg"))
     listed.write_text("".join(f"{name} {'abcd'.index(name[0])}\n" for name in names))
     command = ["list", "--images", away, "--train", listed, "--max-bad", "1", "--out", tmp_path / "out"]
     process = subprocess.Popen(
-        command_of("make_shards", *command, "--shard-pictures", "4", "--workers", "1"),
+        command_of("make_shards", *command, "--shard-images", "4", "--workers", "1"),
         cwd=REPOSITORY,
         stderr=subprocess.PIPE,
         text=True,
@@ -160,7 +160,7 @@ def test_a_lost_folder_of_pictures_is_not_a_thousand_bad_ones(many_pictures, tmp
     away.rename(moved)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "the folder of the pictures is gone; once it is back, give the same command" in errors
+    assert "the folder of the images is gone; once it is back, give the same command" in errors
     moved.rename(away)
-    assert make_shards(*command, "--shard-pictures", "4").returncode == 0
+    assert make_shards(*command, "--shard-images", "4").returncode == 0
     assert len((tmp_path / "out" / "skipped.csv").read_text().splitlines()) == 1 + 3

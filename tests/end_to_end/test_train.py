@@ -15,7 +15,7 @@ import yaml
 
 from cbd_fast import Loader
 from cbd_fast.config.file import read_config
-from cbd_fast.shards.reader import ShardSet
+from cbd_fast.shards.reader import ShardReader
 from cbd_fast.training.trackers import tracked_values
 from tests.training.test_trackers import scalars
 
@@ -57,17 +57,17 @@ def read_lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def pictures_read(run: Path) -> dict[tuple[str, int, int], tuple]:
-    """Picture, box, flip and colours by model, step and place in the global batch, of all processes and launches."""
+def images_read(run: Path) -> dict[tuple[str, int, int], tuple]:
+    """Image, box, flip and colours by model, step and place in the global batch, of all processes and launches."""
     read: dict[tuple[str, int, int], tuple] = {}
     for path in run.glob("batches.rank-*.jsonl"):
         for line in read_lines(path):
-            num_pictures = len(line["ids"])
-            colors = line["colors"] * (num_pictures if len(line["colors"]) == 1 else 1)
-            pictures = zip(line["positions"], line["ids"], line["boxes"], line["flips"], colors, strict=True)
-            for position, *picture in pictures:
+            num_images = len(line["ids"])
+            colors = line["colors"] * (num_images if len(line["colors"]) == 1 else 1)
+            images = zip(line["positions"], line["ids"], line["boxes"], line["flips"], colors, strict=True)
+            for position, *image in images:
                 # a step that was done twice must have read the same
-                assert read.setdefault((line["model"], line["step"], position), picture) == picture
+                assert read.setdefault((line["model"], line["step"], position), image) == image
     return read
 
 
@@ -82,12 +82,12 @@ def test_one_and_two_processes_and_a_killed_run_read_the_same(config, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "stage two, student: goes on after step" in done.stdout
 
-    expected = pictures_read(whole)
+    expected = images_read(whole)
     assert len(expected) == 3 * 12 * 16
-    assert pictures_read(pair) == expected
+    assert images_read(pair) == expected
     assert len(read_lines(pair / "batches.rank-1.jsonl")[0]["ids"]) == 8
     # killed with one process, gone on with two, in the middle of an epoch (of 19 steps)
-    assert pictures_read(killed) == expected
+    assert images_read(killed) == expected
     assert len(read_lines(killed / "batches.rank-1.jsonl")) in (12 - 5, 12 - 10)
 
     for run in (whole, pair, killed):
@@ -99,7 +99,7 @@ def test_one_and_two_processes_and_a_killed_run_read_the_same(config, tmp_path):
         assert {path.name for path in run.iterdir()} >= {"config.yaml", "metrics.jsonl", "per_class.csv", "student"}
         logged = [(line["model"], line["step"]) for line in read_lines(run / "metrics.jsonl") if "loss" in line]
         assert logged == [(model, step) for model in ("teacher-1", "teacher-2", "student") for step in (4, 8, 12)]
-        # an exact evaluation: 50 pictures of each class, whatever the number of processes
+        # an exact evaluation: 50 images of each class, whatever the number of processes
         result = json.loads((run / "student" / "result.json").read_text())
         assert result["counts"][0] == [50] * 10
 
@@ -120,13 +120,13 @@ def kill_after_checkpoint(config, output, folder):
 
 def test_one_stage_after_the_other(config, tmp_path):
     run = tmp_path / "run"
-    done = train(config, "stages=two")
+    done = train(config, "stages=student")
     assert done.returncode == 2
     assert "holds no finished teacher" in done.stderr
     assert not run.exists()
-    assert train(config, "stages=one", "trackers=[tensorboard]").returncode == 0
+    assert train(config, "stages=teachers", "trackers=[tensorboard]").returncode == 0
     assert json.loads((run / "summary.json").read_text())["student"] is None
-    done = train(config, "stages=two", "trackers=[tensorboard]")
+    done = train(config, "stages=student", "trackers=[tensorboard]")
     assert done.returncode == 0
     check_trackers_have_all_that_was_logged(run)
     assert "teacher-1 is finished already" in done.stdout
@@ -135,12 +135,12 @@ def test_one_stage_after_the_other(config, tmp_path):
     assert "│ student   │   12 │" in done.stdout
     # a stage of its own does not lose what the other has done
     before = (run / "summary.json").read_text()
-    assert train(config, "stages=one").returncode == 0
+    assert train(config, "stages=teachers").returncode == 0
     assert (run / "summary.json").read_text() == before
 
 
 def test_a_teacher_of_another_run_is_used(config, tmp_path):
-    assert train(config, "stages=one").returncode == 0
+    assert train(config, "stages=teachers").returncode == 0
     copy = tmp_path / "other" / "teacher-1"
     shutil.copytree(tmp_path / "run" / "teacher-2", copy)
     before = {path.name: path.read_bytes() for path in copy.iterdir()}
@@ -174,7 +174,7 @@ def test_bf16_under_the_launcher(config):
         (["data.shards=nowhere"], "nowhere: is not a folder"),
         (["output=README.md/run"], "output: README.md/run cannot be written"),
         (["output=" + 300 * "x"], "cannot be used"),
-        (["optimization.accumulation=16"], "fewer than 2 pictures, too few for batch-norm"),
+        (["optimization.accumulation=16"], "fewer than 2 images, too few for batch-norm"),
         (["optimization.epoch=3"], r"optimization\.epoch: no such setting"),
         (["trackers=[tensorbord]"], "no tracker is called 'tensorbord'; known are .*tensorboard, "),
         (["model.backbone=alexnet"], r"model\.backbone: must be 'resnet18'"),
@@ -219,22 +219,22 @@ def test_shards_that_lack_a_test_tar_are_refused(config, tmp_path, digits_shards
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_survives_bad_pictures_and_evaluates_all_others(config, tmp_path, digits_shards):
+def test_a_run_survives_bad_images_and_evaluates_all_others(config, tmp_path, digits_shards):
     copy = shutil.copytree(digits_shards, tmp_path / "shards")
     for split, row in (("train", 3), ("test", 7)):
-        shards = ShardSet(copy, split)
+        shards = ShardReader(copy, split)
         with open(shards.paths[0], "r+b") as file:
             file.seek(int(shards.index.rows["offset"][row]) + 60)
             file.write(b"damage")
     output = tmp_path / "run [b]"  # brackets are no markup
     done = train(config, f"data.shards={copy}", f"output={output}", launcher=LAUNCH_TWO, env=ON_CPU)
     assert done.returncode == 0, done.stderr
-    assert "bad picture test-000000.tar:" in done.stdout
+    assert "bad image test-000000.tar:" in done.stdout
     for model in ("teacher-1", "teacher-2", "student"):
         result = json.loads((output / model / "result.json").read_text())
         assert result["counts"][0] == [49, *[50] * 9]
-    listed = [line for path in output.glob("bad_pictures.rank-*.jsonl") for line in read_lines(path)]
-    assert {line["picture"].split(":")[0] for line in listed} >= {"test-000000.tar"}
+    listed = [line for path in output.glob("bad_images.rank-*.jsonl") for line in read_lines(path)]
+    assert {line["image"].split(":")[0] for line in listed} >= {"test-000000.tar"}
     assert all("crc32" in line["reason"] for line in listed)
 
 
@@ -280,12 +280,12 @@ def test_help_lists_every_setting_at_the_width_of_the_screen(config):
 
 
 def test_printed_settings_can_be_run_again(config, tmp_path):
-    done = train(config, "seed=3", "--print-config", "stages=one")
+    done = train(config, "seed=3", "--print-config", "stages=teachers")
     assert (done.returncode, done.stderr) == (0, "")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml"]
     again = tmp_path / "again.yaml"
     again.write_text(done.stdout)
-    assert read_config(again) == read_config(config, ["seed=3", "stages=one"])
+    assert read_config(again) == read_config(config, ["seed=3", "stages=teachers"])
 
 
 def test_a_dry_run_in_two_processes_says_it_all_once_and_writes_nothing(config, tmp_path):
@@ -307,6 +307,6 @@ def test_a_dry_run_in_two_processes_says_it_all_once_and_writes_nothing(config, 
 
 def test_a_dry_run_refuses_what_a_run_would(config, tmp_path):
     check_refusal(train(config, "--dry-run", "output=README.md/run"), "output: README.md/run cannot be written")
-    check_refusal(train(config, "--dry-run", "stages=two"), "holds no finished teacher")
-    check_refusal(train(config, "--dry-run", "runtime.resident_on_gpu=yes", "runtime.resident=0.1"), "resident_on_gpu")
+    check_refusal(train(config, "--dry-run", "stages=student"), "holds no finished teacher")
+    check_refusal(train(config, "--dry-run", "runtime.cache_on_gpu=yes", "runtime.cache=0.1"), "cache_on_gpu")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml"]

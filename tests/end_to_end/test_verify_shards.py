@@ -8,9 +8,9 @@ from tests.helpers import make_shards, run
 pytestmark = pytest.mark.end_to_end
 
 
-def test_verify_and_quarantine(picture_folder, tmp_path):
+def test_verify_and_quarantine(image_folder, tmp_path):
     out = tmp_path / "out"
-    command = ["folder", "--train", picture_folder / "train", "--test", picture_folder / "test", "--out", out]
+    command = ["folder", "--train", image_folder / "train", "--test", image_folder / "test", "--out", out]
     assert make_shards(*command).returncode == 0
     for options in ([], ["--full"]):
         done = run("verify_shards", out, *options)

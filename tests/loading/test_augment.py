@@ -58,11 +58,11 @@ def fixed(**values):
 
 
 @given(st.integers(0, 2**62), st.integers(0, 10**6), st.integers(1, 7))
-def test_a_part_of_a_batch_is_planned_alike(seed, step, share):
+def test_a_part_of_a_batch_is_planned_alike(seed, step, fraction):
     whole = plan_of(seed=seed, step=step)
-    part = plan_of(seed=seed, step=step, sizes=((100, 80),) * (8 - share), positions=np.arange(share, 8))
+    part = plan_of(seed=seed, step=step, sizes=((100, 80),) * (8 - fraction), positions=np.arange(fraction, 8))
     for name in ("boxes", "flips", "colors"):
-        np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[share:])
+        np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[fraction:])
 
 
 def test_steps_and_seeds_differ():
@@ -80,7 +80,7 @@ def test_take_is_the_plan_of_some():
 
 
 @given(st.integers(1, 900), st.integers(1, 900), st.integers(0, 2**62))
-def test_random_boxes_lie_within_the_picture(height, width, seed):
+def test_random_boxes_lie_within_the_image(height, width, seed):
     boxes = plan_of(sizes=((height, width),) * 4, seed=seed).boxes
     top, left, box_height, box_width = boxes.T
     assert (top >= 0).all()
@@ -92,7 +92,7 @@ def test_random_boxes_lie_within_the_picture(height, width, seed):
 
 
 def test_random_boxes_have_the_published_areas_and_aspects():
-    # a square picture: a wide one leaves more room for wide boxes
+    # a square image: a wide one leaves more room for wide boxes
     _, _, heights, widths = plan_of(sizes=((500, 500),) * MANY).boxes.T
     areas, aspects = heights * widths / 500**2, widths / heights
     assert 0.045 < areas.min() < 0.07
@@ -134,12 +134,12 @@ def test_center_boxes_by_hand():
 
 
 def test_test_squares_are_those_that_training_saw():
-    assert Augmentation().for_test().center_share == 224 / 256
-    assert Augmentation(crop="pad_and_crop").for_test().center_share == 1
-    assert Augmentation(crop="pad_and_crop", center_share=0.5).for_test().center_share == 0.5
+    assert Augmentation().for_test().center_fraction == 224 / 256
+    assert Augmentation(crop="pad_and_crop").for_test().center_fraction == 1
+    assert Augmentation(crop="pad_and_crop", center_fraction=0.5).for_test().center_fraction == 0.5
 
 
-def test_half_of_training_pictures_and_no_test_picture_is_flipped():
+def test_half_of_training_images_and_no_test_image_is_flipped():
     sizes = ((32, 32),) * MANY
     assert abs(plan_of(sizes=sizes).flips.mean() - 0.5) < 0.04
     test = Augmentation(color_jitter=1.0).for_test()
@@ -147,7 +147,7 @@ def test_half_of_training_pictures_and_no_test_picture_is_flipped():
     assert not plan_of(Augmentation(flip=False), sizes=sizes).flips.any()
 
 
-def test_without_jitter_all_pictures_share_one_matrix():
+def test_without_jitter_all_images_share_one_matrix():
     plan = plan_of(Augmentation(mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.25)))
     assert plan.colors.shape == (1, 3, 4)
     colors = apply(plan.colors, np.array([[255.0, 0.0, 127.5]]))[0]

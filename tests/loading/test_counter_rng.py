@@ -9,7 +9,7 @@ from cbd_fast.loading.counter_rng import hash64, inverse_permute, permute, unifo
 
 
 def test_the_hash_never_changes():
-    # orders of pictures in published results depend on it
+    # orders of images in published results depend on it
     assert hash64(0).tolist() == [3220344897584144929]
     assert hash64(1, 2, 3).tolist() == [3671048590361019180]
     assert permute(np.arange(8), 8, 0).tolist() == [2, 5, 3, 0, 1, 6, 4, 7]

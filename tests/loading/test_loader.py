@@ -10,7 +10,7 @@ import torch
 from cbd_fast import Augmentation, Loader
 from cbd_fast.errors import InputError, RunError
 from cbd_fast.loading import batch_decoder
-from cbd_fast.shards.reader import ShardSet
+from cbd_fast.shards.reader import ShardReader
 
 OPTIONS = {"batch_size": 6, "image_size": 32, "device": "cpu", "num_threads": 2}
 
@@ -73,13 +73,13 @@ def test_processes_share_a_global_batch(make, world_size):
 
 def test_passes_follow_one_another(make):
     loader, whole = make(), make()
-    assert len(loader) == 3  # of 19 pictures in batches of 6
+    assert len(loader) == 3  # of 19 images in batches of 6
     batches = [*loader, *loader]
     assert [batch.step for batch in batches] == list(range(6))
     assert all(same(a, b) for a, b in zip(batches, whole.steps(0, 6), strict=True))
 
 
-def test_instance_sampling_sees_every_picture_once_in_so_many_draws(make):
+def test_instance_sampling_sees_every_image_once_in_so_many_draws(make):
     ids = torch.cat([batch.ids for batch in make(batch_size=19).steps(2, 3)])
     assert sorted(ids.tolist()) == list(range(19))
 
@@ -96,7 +96,7 @@ def test_sequential_is_exact_with_any_number_of_processes(make, world_size):
     assert sorted(seen) == list(range(19))
 
 
-def test_test_pictures_are_centre_crops(make):
+def test_test_images_are_centre_crops(make):
     loader = make(split="test", sampling="sequential")
     plan = loader.plan(0)
     sizes = loader.shards.index.rows[plan.rows][["height", "width"]].tolist()
@@ -112,10 +112,10 @@ def test_a_bare_loop_that_stops_early_leaves_no_threads(photo_shards):
     assert threading.active_count() == before
 
 
-def with_bad_pictures(photo_shards, folder, num_bad, split="train", label=0):
-    """A copy in which the first pictures of a class are overwritten; returns it and their rows."""
+def with_bad_images(photo_shards, folder, num_bad, split="train", label=0):
+    """A copy in which the first images of a class are overwritten; returns it and their rows."""
     copy = shutil.copytree(photo_shards, folder / "copy")
-    shards = ShardSet(copy, split)
+    shards = ShardReader(copy, split)
     rows = list(range(int(shards.index.starts[label]), int(shards.index.starts[label]) + num_bad))
     for row in rows:
         place = shards.index.rows[row]
@@ -126,15 +126,15 @@ def with_bad_pictures(photo_shards, folder, num_bad, split="train", label=0):
 
 
 @pytest.mark.parametrize("decoder", ["torch", "dali"])
-def test_a_bad_picture_is_replaced_by_the_next_of_its_class(make, photo_shards, tmp_path, decoder):
-    copy, bad = with_bad_pictures(photo_shards, tmp_path, 2)
+def test_a_bad_image_is_replaced_by_the_next_of_its_class(make, photo_shards, tmp_path, decoder):
+    copy, bad = with_bad_images(photo_shards, tmp_path, 2)
     told = []
     damaged = make(
         copy,
         sampling="class_balanced",
         decoder=decoder,
-        max_bad_share=0.2,
-        on_bad_picture=lambda name, reason: told.append((name, reason)),
+        max_bad_fraction=0.2,
+        on_bad_image=lambda name, reason: told.append((name, reason)),
     )
     whole = make(sampling="class_balanced", decoder=decoder)
     first = list(damaged.steps(0, 12))
@@ -144,7 +144,7 @@ def test_a_bad_picture_is_replaced_by_the_next_of_its_class(make, photo_shards, 
         assert batch.ids.tolist() == wanted
         kept = ~np.isin(expected.ids.numpy(), bad)
         assert torch.equal(batch.images[kept], expected.images[kept])
-    assert sorted(damaged.bad_pictures) == bad
+    assert sorted(damaged.bad_images) == bad
     assert sorted(name for name, _ in told) == sorted(damaged.shards.name(row) for row in bad)
     assert all(reason for _, reason in told)
     # what is known to be bad changes nothing any more
@@ -152,13 +152,13 @@ def test_a_bad_picture_is_replaced_by_the_next_of_its_class(make, photo_shards, 
 
 
 @pytest.mark.parametrize("decoder", ["torch", "dali"])
-def test_a_picture_that_only_the_decoder_refuses_is_replaced_too(make, photo_shards, tmp_path, decoder):
-    copy, bad = with_bad_pictures(photo_shards, tmp_path, 1)
+def test_a_image_that_only_the_decoder_refuses_is_replaced_too(make, photo_shards, tmp_path, decoder):
+    copy, bad = with_bad_images(photo_shards, tmp_path, 1)
     damaged = make(copy, sampling="class_balanced", decoder=decoder)
     damaged.shards.read = trusting_read(damaged.shards)  # as if the crc32 were that of the damaged bytes
     for batch, expected in zip(damaged.steps(0, 12), make(sampling="class_balanced").steps(0, 12), strict=True):
         assert batch.ids.tolist() == [1 if row in bad else row for row in expected.ids.tolist()]
-    assert sorted(damaged.bad_pictures) == bad
+    assert sorted(damaged.bad_images) == bad
 
 
 def trusting_read(shards):
@@ -170,25 +170,25 @@ def trusting_read(shards):
     return read
 
 
-def test_a_bad_test_picture_is_left_out(make, photo_shards, tmp_path):
-    copy, bad = with_bad_pictures(photo_shards, tmp_path, 1, split="test", label=1)
+def test_a_bad_test_image_is_left_out(make, photo_shards, tmp_path):
+    copy, bad = with_bad_images(photo_shards, tmp_path, 1, split="test", label=1)
     loader = make(copy, split="test", sampling="sequential")
     for _ in range(3):  # and no other one comes in its place when it is known
         assert sorted(row for batch in loader for row in batch.ids.tolist()) == sorted(set(range(6)) - set(bad))
 
 
-def test_too_many_bad_pictures_are_an_error_that_names_them(make, photo_shards, tmp_path):
-    copy, _ = with_bad_pictures(photo_shards, tmp_path, 3)
-    loader = make(copy, sampling="class_balanced", max_bad_share=0.1)
-    with pytest.raises(RunError, match="2 of 19 pictures cannot be decoded") as error:
+def test_too_many_bad_images_are_an_error_that_names_them(make, photo_shards, tmp_path):
+    copy, _ = with_bad_images(photo_shards, tmp_path, 3)
+    loader = make(copy, sampling="class_balanced", max_bad_fraction=0.1)
+    with pytest.raises(RunError, match="2 of 19 images cannot be decoded") as error:
         list(loader.steps(0, 12))
     assert "train-000000.tar:" in str(error.value)
 
 
-def test_a_class_of_bad_pictures_alone_is_an_error(make, photo_shards, tmp_path):
-    copy, _ = with_bad_pictures(photo_shards, tmp_path, 2, label=2)
-    loader = make(copy, sampling="class_balanced", max_bad_share=0.5)
-    with pytest.raises(RunError, match="no picture of class 'cat' can be decoded"):
+def test_a_class_of_bad_images_alone_is_an_error(make, photo_shards, tmp_path):
+    copy, _ = with_bad_images(photo_shards, tmp_path, 2, label=2)
+    loader = make(copy, sampling="class_balanced", max_bad_fraction=0.5)
+    with pytest.raises(RunError, match="no image of class 'cat' can be decoded"):
         list(loader.steps(0, 12))
 
 

@@ -34,9 +34,9 @@ def test_a_block_is_timed_even_if_it_fails():
 
 
 def test_since_and_per_batch():
-    before = LoaderStats(num_batches=2, num_pictures=8, planning_seconds=1.0)
-    now = LoaderStats(num_batches=6, num_pictures=24, planning_seconds=3.0, waiting_seconds=1.0)
-    assert now.since(before) == LoaderStats(num_batches=4, num_pictures=16, planning_seconds=2.0, waiting_seconds=1.0)
+    before = LoaderStats(num_batches=2, num_images=8, planning_seconds=1.0)
+    now = LoaderStats(num_batches=6, num_images=24, planning_seconds=3.0, waiting_seconds=1.0)
+    assert now.since(before) == LoaderStats(num_batches=4, num_images=16, planning_seconds=2.0, waiting_seconds=1.0)
     assert now.since(before).milliseconds_per_batch() == {
         "planning": 500.0,
         "reading": 0.0,
@@ -50,16 +50,16 @@ def test_since_and_per_batch():
 def test_a_loader_tells(photo_shards):
     with Loader(photo_shards, **OPTIONS, decoder="torch") as loader:
         assert loader.stats() == LoaderStats()
-        decode = loader._make_images._decode
+        decode = loader._decode_batch._decode
 
         def slow_decode(sources, plan):
             time.sleep(0.1)
             return decode(sources, plan)
 
-        loader._make_images._decode = slow_decode
+        loader._decode_batch._decode = slow_decode
         list(loader.steps(0, 5))
         stats = loader.stats()
-    assert (stats.num_batches, stats.num_pictures, stats.num_resident) == (5, 30, 0)
+    assert (stats.num_batches, stats.num_images, stats.num_cached) == (5, 30, 0)
     times = stats.milliseconds_per_batch()
     assert min(times.values()) > 0
     assert times["decoding"] >= 100

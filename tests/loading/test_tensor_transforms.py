@@ -22,10 +22,10 @@ def test_equals_plain_numpy(jitter, mean):
     assert images.is_contiguous(memory_format=torch.channels_last)
     colors = np.broadcast_to(plan.colors, (8, 3, 4)).astype(np.float64)
     for number in range(8):
-        picture = pixels[number].numpy().astype(float)
+        image = pixels[number].numpy().astype(float)
         if plan.flips[number]:
-            picture = picture[:, ::-1]
-        expected = picture @ colors[number, :, :3].T + colors[number, :, 3]
+            image = image[:, ::-1]
+        expected = image @ colors[number, :, :3].T + colors[number, :, 3]
         expected = expected.clip(plan.color_range[0], plan.color_range[1])
         np.testing.assert_allclose(images[number].permute(1, 2, 0).numpy(), expected, atol=1e-4)
     assert plan.flips.any()
@@ -39,7 +39,7 @@ def test_values_are_in_the_unit_interval():
         assert images.max() <= 1
 
 
-def test_one_picture_alone_is_coloured_as_in_a_batch():
+def test_one_image_alone_is_coloured_as_in_a_batch():
     plan, pixels = plan_of(Augmentation(color_jitter=1.0)), pixels_of()
     together = finish(pixels.clone(), plan)
     for number in range(8):

@@ -6,10 +6,10 @@ import yaml
 
 import cbd_fast.preflight.doctor
 from cbd_fast.preflight.doctor import Doctor, config_of
-from cbd_fast.shards.reader import ShardSet
+from cbd_fast.shards.reader import ShardReader
 from tests.end_to_end.test_train import config  # noqa: F401
 from tests.helpers import REPOSITORY
-from tests.loading.test_loader import with_bad_pictures
+from tests.loading.test_loader import with_bad_images
 
 
 def doctor(*arguments):
@@ -20,9 +20,9 @@ def doctor(*arguments):
 def test_of_shards_alone(photo_shards):
     done = doctor("--shards", photo_shards)
     assert done.returncode == 0, done.stderr
-    for part in ("from files, settings as they are", "resident pictures", "from files, decoder=torch"):
+    for part in ("from files, settings as they are", "cached images", "from files, decoder=torch"):
         assert part in done.stdout
-    assert "reading alone" not in done.stdout  # such small pictures cannot be dropped from memory
+    assert "reading alone" not in done.stdout  # such small images cannot be dropped from memory
     assert "loading gives" in done.stdout
     assert "training" not in done.stdout
 
@@ -30,18 +30,18 @@ def test_of_shards_alone(photo_shards):
 def test_of_a_run(config, digits_shards):  # noqa: F811
     done = doctor("--shards", digits_shards, "--config", config, "runtime.decoder=torch", "runtime.num_threads=1")
     assert done.returncode == 0, done.stderr
-    for part in ("training, stage one", "training, stage two", "from files, all cores", "from files, decoder=dali"):
+    for part in ("training, teachers", "training, student", "from files, all cores", "from files, decoder=dali"):
         assert part in done.stdout
     limits = [line for line in done.stdout.splitlines() if "is the limit" in line]
-    assert [line[:12] for line in limits] == ["- stage one:", "- stage two:"]
+    assert [line.partition(":")[0] for line in limits] == ["- teachers", "- student"]
     assert not (config.parent / "run").exists()  # it only looks
 
 
 def test_only_the_stages_that_run(config, digits_shards):  # noqa: F811
-    done = doctor("--shards", digits_shards, "--config", config, "stages=one")
+    done = doctor("--shards", digits_shards, "--config", config, "stages=teachers")
     assert done.returncode == 0, done.stderr
-    assert "stage one" in done.stdout
-    assert "stage two" not in done.stdout
+    assert "teachers:" in done.stdout
+    assert "student:" not in done.stdout
 
 
 def test_a_config_of_other_shards_is_refused(config, photo_shards):  # noqa: F811
@@ -50,16 +50,16 @@ def test_a_config_of_other_shards_is_refused(config, photo_shards):  # noqa: F81
 
 
 def test_reading_from_the_disk(photo_shards, tmp_path, monkeypatch):
-    monkeypatch.setattr(cbd_fast.doctor, "MIN_COLD_BYTES", 0)
-    shards = ShardSet(photo_shards, "train")
+    monkeypatch.setattr(cbd_fast.preflight.doctor, "MIN_COLD_BYTES", 0)
+    shards = ShardReader(photo_shards, "train")
     arguments = Namespace(config=None, overrides=[], shards=photo_shards)
     patient = Doctor(shards, config_of(arguments, shards), 0.1, tmp_path)
     assert patient._cold_reading() > 0
     assert list(patient.measured) == ["reading alone, from the disk"]
 
 
-def test_bad_pictures_are_passed_over(photo_shards, tmp_path):
-    copy, _ = with_bad_pictures(photo_shards, tmp_path, 3)
+def test_bad_images_are_passed_over(photo_shards, tmp_path):
+    copy, _ = with_bad_images(photo_shards, tmp_path, 3)
     done = doctor("--shards", copy)
     assert done.returncode == 0, done.stderr
 
@@ -67,9 +67,9 @@ def test_bad_pictures_are_passed_over(photo_shards, tmp_path):
 def test_bad_input(photo_shards, tmp_path):
     done = doctor("--shards", tmp_path)
     assert (done.returncode, "dataset.json" in done.stderr) == (2, True)
-    done = doctor("--shards", photo_shards, "runtime.resident=1")
+    done = doctor("--shards", photo_shards, "runtime.cache=1")
     assert done.returncode == 2
-    assert "'runtime.resident=1': settings need --config" in done.stderr
+    assert "'runtime.cache=1': settings need --config" in done.stderr
     settings = tmp_path / "config.yaml"
     settings.write_text(yaml.safe_dump({"output": "x"}))
     assert doctor("--shards", photo_shards, "--config", settings).returncode == 2

@@ -13,8 +13,8 @@ from cbd_fast.errors import InputError
 from cbd_fast.preflight import dry_run, probe
 from cbd_fast.preflight.dry_run import (
     Evaluations,
+    NullRunDir,
     Planned,
-    Unwritten,
     check_writable,
     disk_bytes,
     rehearse,
@@ -23,30 +23,30 @@ from cbd_fast.preflight.dry_run import (
     summary_lines,
     written_lines,
 )
-from cbd_fast.preflight.probe import Kept, Measured
+from cbd_fast.preflight.probe import CacheNeeds, ProbeResult
 from cbd_fast.training import trainer as command
-from cbd_fast.ui.dashboard import Silent
-from tests.loading.test_loader import with_bad_pictures
+from cbd_fast.ui.dashboard import NullDashboard
+from tests.loading.test_loader import with_bad_images
 from tests.training.test_engine import config_of, run
 
 
-def measured(**changed) -> Measured:
+def measured(**changed) -> ProbeResult:
     values = {"rate": 100.0, "evaluation_rate": 200.0, "peak_bytes": 1, "weight_bytes": 10, "optimizer_bytes": 8}
-    return Measured(**{**values, "kept": None, **changed})
+    return ProbeResult(**{**values, "kept": None, **changed})
 
 
 def planned(name="teacher-1", num_steps=100, num_done=0, measured=measured()) -> Planned:  # noqa: B008
-    job = SimpleNamespace(name=name, stage="one", num_steps=num_steps, folder=Path(name))
-    return Planned(job=job, num_done=num_done, measured=measured)
+    spec = SimpleNamespace(name=name, stage="teachers", num_steps=num_steps, folder=Path(name))
+    return Planned(spec=spec, num_done=num_done, measured=measured)
 
 
 def rehearse_config(config, capsys) -> str:
     """What a dry run of a config prints."""
     shards = command.open_shards(config)
-    jobs = command.wanted_jobs(command.plan_jobs(config, shards), config.stages)
-    accelerator, unwritten = command.make_accelerator(config), Unwritten()
-    with command.open_surroundings(config, shards, accelerator, unwritten, Silent()) as around:
-        rehearse(jobs, around, unwritten.bad_pictures, "title [b]")
+    specs = command.models_to_train(command.plan_models(config, shards), config.stages)
+    accelerator, null_run_dir = command.make_accelerator(config), NullRunDir()
+    with command.open_context(config, shards, accelerator, null_run_dir, NullDashboard()) as context:
+        rehearse(specs, context, null_run_dir.bad_images, "title [b]")
     return capsys.readouterr().out
 
 
@@ -86,10 +86,10 @@ def test_room_on_the_disk():
     assert disk_bytes([planned()], 99, num_best=3) == 10 + 18 + 3 * 10
 
 
-def test_resident_pictures_are_told():
-    kept = Kept(num_pictures=1234, num_bytes=2 * 10**9, room_bytes=8 * 10**9, where="this machine")
+def test_resident_images_are_told():
+    kept = CacheNeeds(num_images=1234, num_bytes=2 * 10**9, room_bytes=8 * 10**9, where="this machine")
     lines = list(summary_lines([planned(measured=measured(kept=kept))], config_of("run", "shards"), Evaluations(500)))
-    assert lines[1] == "resident in stage one: 1,234 pictures, 2 GB of 8 GB that this machine has left"
+    assert lines[1] == "decoded cache of the teachers: 1,234 images, 2 GB of 8 GB that this machine has left"
 
 
 def test_what_is_written_is_told():
@@ -117,15 +117,17 @@ def test_sizes_in_words():
 
 def test_each_kind_is_timed_once_and_nothing_is_written(digits_shards, tmp_path, capsys, monkeypatch):
     timed = []
-    monkeypatch.setattr(dry_run, "measure", lambda job, around: timed.append(job.name) or probe.measure(job, around))
+    monkeypatch.setattr(
+        dry_run, "measure", lambda spec, context: timed.append(spec.name) or probe.measure(spec, context)
+    )
     teachers = {"teachers": [{"seed": 1}, {"seed": 2}, {"seed": 1, "color_jitter": 1.0}]}
     config = config_of(tmp_path / "run", digits_shards, stage_one=teachers, optimization={"accumulation": 2})
     said = rehearse_config(config, capsys)
     assert timed == ["teacher-1", "student"]
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in said.splitlines() if line.startswith("│")]
     assert [row[:4] for row in rows] == [
-        *([f"teacher-{number}", "one", "20", "0"] for number in (1, 2, 3)),
-        ["student", "two", "20", "0"],
+        *([f"teacher-{number}", "teachers", "20", "0"] for number in (1, 2, 3)),
+        ["student", "student", "20", "0"],
     ]
     assert rows[0][4:] == rows[2][4:]
     assert all(int(row[4].replace(",", "")) > 0 for row in rows)
@@ -149,7 +151,7 @@ def test_a_run_in_the_middle(digits_shards, tmp_path, capsys):
 
 
 def test_a_checkpoint_is_gone_on_with_and_read(digits_shards, tmp_path, capsys, monkeypatch):
-    config = config_of(tmp_path / "run", digits_shards, runtime={"checkpoint_every": 15}, stages="one")
+    config = config_of(tmp_path / "run", digits_shards, runtime={"checkpoint_every": 15}, stages="teachers")
     monkeypatch.setattr("cbd_fast.training.training_state.save_finished", lambda *_: 1 / 0)
     with suppress(ZeroDivisionError):
         run(config)
@@ -161,24 +163,24 @@ def test_a_checkpoint_is_gone_on_with_and_read(digits_shards, tmp_path, capsys, 
         rehearse_config(config, capsys)
 
 
-def test_bad_pictures_are_told_and_not_written(photo_shards, tmp_path, capsys):
-    copy, _ = with_bad_pictures(photo_shards, tmp_path, 1)
+def test_bad_images_are_told_and_not_written(photo_shards, tmp_path, capsys):
+    copy, _ = with_bad_images(photo_shards, tmp_path, 1)
     data = {"shards": str(copy), "num_classes": 3, "image_size": 32}
-    said = rehearse_config(config_of(tmp_path / "run", copy, data=data, stages="one"), capsys)
-    assert "bad pictures among the few that were read: 1, such as train-000000.tar:" in said
+    said = rehearse_config(config_of(tmp_path / "run", copy, data=data, stages="teachers"), capsys)
+    assert "bad images among the few that were read: 1, such as train-000000.tar:" in said
     assert not (tmp_path / "run").exists()
 
 
-def test_resident_pictures_without_room_are_refused(digits_shards, tmp_path, capsys, monkeypatch):
-    config = config_of(tmp_path / "run", digits_shards, runtime={"resident": 1.0})
-    assert "resident in stage two: 304 pictures" in rehearse_config(config, capsys)
+def test_resident_images_without_room_are_refused(digits_shards, tmp_path, capsys, monkeypatch):
+    config = config_of(tmp_path / "run", digits_shards, runtime={"cache": 1.0})
+    assert "decoded cache of the student: 304 images" in rehearse_config(config, capsys)
     monkeypatch.setattr(probe, "available_bytes", lambda: 1000)
-    with pytest.raises(InputError, match=r"304 resident pictures need .* GB, but this machine has only 1e-06 GB left"):
+    with pytest.raises(InputError, match=r"304 cached images need .* GB, but this machine has only 1e-06 GB left"):
         rehearse_config(config, capsys)
 
 
 def test_a_disk_without_room_is_refused(digits_shards, tmp_path, capsys, monkeypatch):
-    config = config_of(tmp_path / "run", digits_shards, stages="one")
+    config = config_of(tmp_path / "run", digits_shards, stages="teachers")
     usage = namedtuple("usage", "free")(100_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
     with pytest.raises(InputError, match=r"output: .*/run needs up to .* MB .*, but only 0.1 MB"):

@@ -15,7 +15,7 @@ from cbd_fast.errors import InputError
 from cbd_fast.preflight import probe
 from tests.training.test_engine import config_of
 
-JOB, TWO_PROCESSES = SimpleNamespace(name="teacher-1"), SimpleNamespace(num_processes=2)
+SPEC, TWO_PROCESSES = SimpleNamespace(name="teacher-1"), SimpleNamespace(num_processes=2)
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ JOB, TWO_PROCESSES = SimpleNamespace(name="teacher-1"), SimpleNamespace(num_proc
     [
         (
             torch.OutOfMemoryError("CUDA out of memory"),
-            r"teacher-1: 4 pictures of 32 x 32 at a time, with small_convnet, do not fit into the memory of the GPU; "
+            r"teacher-1: 4 images of 32 x 32 at a time, with small_convnet, do not fit into the memory of the GPU; "
             r"raise optimization\.accumulation \(now 2\), or .* or set mixed_precision=bf16",
         ),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "do not fit into the memory of this machine"),
@@ -31,13 +31,13 @@ JOB, TWO_PROCESSES = SimpleNamespace(name="teacher-1"), SimpleNamespace(num_proc
 )
 def test_too_little_memory_is_told_in_plain_words(error, message):
     config = config_of("run", "shards", optimization={"accumulation": 2})
-    with pytest.raises(InputError, match=message), probe.plain_out_of_memory(JOB, config, TWO_PROCESSES):
+    with pytest.raises(InputError, match=message), probe.plain_out_of_memory(SPEC, config, TWO_PROCESSES):
         raise error
 
 
 def test_other_errors_stay_as_they_are():
     config = config_of("run", "shards")
-    with pytest.raises(RuntimeError, match="size"), probe.plain_out_of_memory(JOB, config, TWO_PROCESSES):
+    with pytest.raises(RuntimeError, match="size"), probe.plain_out_of_memory(SPEC, config, TWO_PROCESSES):
         torch.ones(2) @ torch.ones(3)
 
 

@@ -7,7 +7,7 @@ from cbd_fast.preflight import throughput
 
 
 def test_the_rate_is_of_all_batches_after_the_first():
-    """16 pictures a batch, learned in two parts; the clock is ours."""
+    """16 images a batch, learned in two parts; the clock is ours."""
     learned = []
 
     def update(batch, learning_rate):
@@ -15,7 +15,7 @@ def test_the_rate_is_of_all_batches_after_the_first():
             learned.append(len(batch) // 2)
             yield
 
-    learner = SimpleNamespace(
+    train_step = SimpleNamespace(
         update=update,
         optimizer=SimpleNamespace(param_groups=[{"lr": 0.1}]),
         accelerator=SimpleNamespace(num_processes=1, device=torch.device("cpu")),
@@ -23,6 +23,6 @@ def test_the_rate_is_of_all_batches_after_the_first():
     times = iter([0.0, 1.0, 2.0, 3.0, 4.0, 4.0])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(throughput.time, "perf_counter", lambda: next(times))
-        rate = throughput.training_rate(learner, iter([range(16)] * 100), 3.5, num_warm_up=2)
+        rate = throughput.training_rate(train_step, iter([range(16)] * 100), 3.5, num_warm_up=2)
     assert learned == [8] * 2 * (2 + 4)
     assert rate == 4 * 16 / 4

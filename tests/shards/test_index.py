@@ -16,7 +16,7 @@ def rows_with(labels) -> np.ndarray:
 
 
 def test_a_row_has_32_bytes():
-    assert INDEX_DTYPE.itemsize == 32  # 14 million pictures: 448 MB
+    assert INDEX_DTYPE.itemsize == 32  # 14 million images: 448 MB
 
 
 @given(st.lists(st.integers(0, 9), max_size=60), st.integers(10, 12))

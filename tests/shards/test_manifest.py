@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from cbd_fast.errors import InputError
-from cbd_fast.shards.manifest import frequency_groups, read_manifest
+from cbd_fast.shards.long_tail import frequency_groups
+from cbd_fast.shards.manifest import read_manifest
 
 
 def test_groups_have_the_published_limits():

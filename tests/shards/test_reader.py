@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cbd_fast.errors import InputError
-from cbd_fast.shards.reader import ShardSet
+from cbd_fast.shards.reader import ShardReader
 
 
 @pytest.fixture
@@ -14,9 +14,9 @@ def copy(photo_shards, tmp_path):
     return shutil.copytree(photo_shards, tmp_path / "copy")
 
 
-def test_reads_each_picture_from_many_threads(photo_shards, picture_folder):
-    offered = {path.read_bytes() for path in (picture_folder / "train").rglob("*.*")}
-    shards = ShardSet(photo_shards, "train")
+def test_reads_each_image_from_many_threads(photo_shards, image_folder):
+    offered = {path.read_bytes() for path in (image_folder / "train").rglob("*.*")}
+    shards = ShardReader(photo_shards, "train")
     found = [b""] * len(shards)
 
     def read(first):
@@ -35,45 +35,45 @@ def test_reads_each_picture_from_many_threads(photo_shards, picture_folder):
 
 
 def test_places_are_rows_of_the_index(photo_shards):
-    shards = ShardSet(photo_shards, "train")
+    shards = ShardReader(photo_shards, "train")
     for rows in ([], [4], [18, 0, 3, 0]):
         np.testing.assert_array_equal(shards.places(rows), shards.index.rows[np.array(rows, np.int64)])
 
 
 def test_name_is_that_of_the_member(photo_shards):
-    shards = ShardSet(photo_shards, "train")
+    shards = ShardReader(photo_shards, "train")
     assert {shards.name(row).split(":")[0] for row in range(len(shards))} == {"train-000000.tar"}
     assert len({shards.name(row) for row in range(len(shards))}) == 19
     assert shards.name(0).endswith((".jpg", ".png"))
 
 
 def test_train_counts_are_known_in_every_split(photo_shards):
-    assert ShardSet(photo_shards, "test").train_counts.tolist() == [12, 5, 2]
+    assert ShardReader(photo_shards, "test").train_counts.tolist() == [12, 5, 2]
 
 
 def test_unknown_split(photo_shards):
     with pytest.raises(InputError, match="no split 'val', only train, test"):
-        ShardSet(photo_shards, "val")
+        ShardReader(photo_shards, "val")
 
 
 def test_a_missing_shard_is_named(copy):
     (copy / "test-000000.tar").unlink()
-    ShardSet(copy, "train")
+    ShardReader(copy, "train")
     with pytest.raises(InputError, match=r"test-000000\.tar: missing"):
-        ShardSet(copy, "test")
+        ShardReader(copy, "test")
 
 
 def test_a_shard_of_another_size_is_named(copy):
     with open(copy / "train-000000.tar", "ab") as file:
         file.write(b"more")
     with pytest.raises(InputError, match=r"train-000000\.tar: \d+ bytes, but"):
-        ShardSet(copy, "train")
+        ShardReader(copy, "train")
 
 
 def test_an_index_of_another_split_is_refused(copy):
     shutil.copy(copy / "test.index.npy", copy / "train.index.npy")
-    with pytest.raises(InputError, match="6 pictures, with other counts per class than the 19"):
-        ShardSet(copy, "train")
+    with pytest.raises(InputError, match="6 images, with other counts per class than the 19"):
+        ShardReader(copy, "train")
 
 
 def test_an_index_that_was_changed_is_refused(copy):
@@ -81,19 +81,19 @@ def test_an_index_that_was_changed_is_refused(copy):
     rows["offset"][3] += 512
     np.save(copy / "train.index.npy", rows)
     with pytest.raises(InputError, match=r"not the index that dataset\.json was written with"):
-        ShardSet(copy, "train")
+        ShardReader(copy, "train")
 
 
 def test_a_manifest_that_lacks_a_shard_is_refused(copy):
     manifest = json.loads((copy / "dataset.json").read_text())
     manifest["splits"]["train"]["shards"] = []
     (copy / "dataset.json").write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match="its shards hold 0 pictures, but the index has 19"):
-        ShardSet(copy, "train")
+    with pytest.raises(InputError, match="its shards hold 0 images, but the index has 19"):
+        ShardReader(copy, "train")
 
 
 def test_a_shard_that_ends_too_early_is_an_error_of_reading(copy):
-    shards = ShardSet(copy, "train")
+    shards = ShardReader(copy, "train")
     last = int(shards.index.rows["offset"].argmax())
     with open(copy / "train-000000.tar", "r+b") as file:
         file.truncate(int(shards.index.rows["offset"][last]) + 10)
@@ -102,7 +102,7 @@ def test_a_shard_that_ends_too_early_is_an_error_of_reading(copy):
 
 
 def test_damaged_bytes_are_an_error_of_reading(copy):
-    shards = ShardSet(copy, "train")
+    shards = ShardReader(copy, "train")
     with open(copy / "train-000000.tar", "r+b") as file:
         file.seek(int(shards.index.rows["offset"][4]) + 100)
         byte = file.read(1)
@@ -111,20 +111,20 @@ def test_damaged_bytes_are_an_error_of_reading(copy):
     with pytest.raises(OSError, match="not those that were indexed"):
         shards.read(4)
     shards.read(5)
-    ShardSet(copy, "train")  # one damaged picture does not keep the others from being used
+    ShardReader(copy, "train")  # one damaged image does not keep the others from being used
 
 
-def test_tars_of_other_pictures_are_refused(copy):
-    # of the same size, as tars often are: all pictures moved by one block
+def test_tars_of_other_images_are_refused(copy):
+    # of the same size, as tars often are: all images moved by one block
     path = copy / "train-000000.tar"
     data = path.read_bytes()
     path.write_bytes(data[512:] + data[:512])
-    with pytest.raises(InputError, match="the tars of train do not go with its index, 19 of 19 pictures"):
-        ShardSet(copy, "train")
+    with pytest.raises(InputError, match="the tars of train do not go with its index, 19 of 19 images"):
+        ShardReader(copy, "train")
 
 
 def test_reading_ahead_in_a_missing_shard_is_not_yet_an_error(copy):
-    shards = ShardSet(copy, "train")
+    shards = ShardReader(copy, "train")
     shards.close()
     (copy / "train-000000.tar").unlink()
     shards.read_ahead([0, 1])

@@ -9,7 +9,7 @@ from cbd_fast import Loader
 from cbd_fast.errors import InputError, RunError
 from cbd_fast.shards.index import ClassIndex
 from cbd_fast.shards.manifest import read_manifest
-from cbd_fast.shards.reader import ShardSet
+from cbd_fast.shards.reader import ShardReader
 from cbd_fast.shards.verify import quarantine, verify_split
 
 
@@ -23,7 +23,7 @@ def verify(folder, split="train", is_full=True):
 
 
 def damage(folder, rows, split="train"):
-    """Turns a byte over in the middle of some pictures."""
+    """Turns a byte over in the middle of some images."""
     index = ClassIndex.open(folder / read_manifest(folder).splits[split].index, 3)
     with open(folder / f"{split}-000000.tar", "r+b") as file:
         for row in rows:
@@ -49,24 +49,24 @@ def test_damage_is_found_only_where_it_is_looked_for(shards):
     assert "sha256" in found.problems[0]
 
 
-def test_quarantined_pictures_are_passed_over_and_come_back(shards):
+def test_quarantined_images_are_passed_over_and_come_back(shards):
     before = read_manifest(shards)
     whole = (shards / "train-000000.tar").read_bytes()
     damage(shards, [3, 12, 17])
     manifest = quarantine(shards, {split: verify(shards, split) for split in ("train", "test")})
     assert manifest == read_manifest(shards)
     record = manifest.splits["train"]
-    assert (record.num_quarantined, record.num_pictures, record.index) == (3, 19, "train.index.1.npy")
+    assert (record.num_quarantined, record.num_images, record.index) == (3, 19, "train.index.1.npy")
     assert manifest.splits["test"] == before.splits["test"]
     assert manifest.fingerprint == before.fingerprint  # a run may go on
     assert not (shards / "train.index.npy").exists()
-    assert ShardSet(shards, "train").quarantined.tolist() == [3, 12, 17]
+    assert ShardReader(shards, "train").quarantined.tolist() == [3, 12, 17]
     found = verify(shards)
     assert (found.problems, found.bad, found.good) == ([], [], {})
 
     reported = []
     settings = {"sampling": "class_balanced", "batch_size": 6, "image_size": 32, "device": "cpu"}
-    with Loader(shards, on_bad_picture=lambda *what: reported.append(what), **settings) as loader:
+    with Loader(shards, on_bad_image=lambda *what: reported.append(what), **settings) as loader:
         batches = [loader.batch(step) for step in range(20)]
     ids = np.concatenate([batch.ids for batch in batches])
     assert not {3, 12, 17} & set(ids.tolist())
@@ -87,11 +87,11 @@ def test_quarantined_pictures_are_passed_over_and_come_back(shards):
     assert not verify(shards).problems
 
 
-def test_a_class_without_good_pictures_is_an_error_that_names_it(shards):
+def test_a_class_without_good_images_is_an_error_that_names_it(shards):
     damage(shards, [17, 18])
     quarantine(shards, {"train": verify(shards)})
     loader = Loader(shards, sampling="class_balanced", batch_size=6, image_size=32, device="cpu")
-    with loader, pytest.raises(RunError, match="no picture of class 'cat' can be decoded"):
+    with loader, pytest.raises(RunError, match="no image of class 'cat' can be decoded"):
         loader.batch(0)
 
 
@@ -101,13 +101,13 @@ def test_a_cut_off_tar_is_repaired_as_far_as_it_goes(shards):
     with open(tar, "r+b") as file:
         file.truncate(size // 2)
     with pytest.raises(InputError, match=r"bytes, but dataset.json has"):
-        ShardSet(shards, "train")
+        ShardReader(shards, "train")
     found = verify(shards)
     assert "bytes, but dataset.json has" in found.problems[0]
     assert 0 < len(found.bad) < 19
     assert {bad.reason for bad in found.bad} == {"the tar ends before it"}
     quarantine(shards, {"train": found})
-    assert len(ShardSet(shards, "train").quarantined) == len(found.bad)
+    assert len(ShardReader(shards, "train").quarantined) == len(found.bad)
     for is_full in (False, True):
         again = verify(shards, is_full=is_full)
         assert (again.problems, again.lasting_problems, again.bad) == ([], [], [])
@@ -137,7 +137,7 @@ def test_places_and_labels_are_compared_with_the_tar(shards):
     for is_full in (False, True):
         (problem,) = verify(shards, is_full=is_full).lasting_problems
         assert f"has label {(old + 1) % 3}, but {old} in the index" in problem
-    # no picture is bad, so nothing is to be marked, and the damage is not taken for how it should be
+    # no image is bad, so nothing is to be marked, and the damage is not taken for how it should be
     before = read_manifest(shards)
     assert quarantine(shards, {"train": verify(shards)}) == before
     with open(tar, "r+b") as file:
@@ -150,5 +150,5 @@ def test_a_manifest_of_another_number_is_refused(shards):
     manifest = json.loads((shards / "dataset.json").read_text())
     manifest["splits"]["train"]["num_quarantined"] = 2
     (shards / "dataset.json").write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match=r"0 pictures of train are marked as bad, but dataset.json has 2"):
-        ShardSet(shards, "train")
+    with pytest.raises(InputError, match=r"0 images of train are marked as bad, but dataset.json has 2"):
+        ShardReader(shards, "train")

@@ -5,7 +5,7 @@ derived by hand; ``test_method.py`` proves them by finite differences before it 
 
 A model is a dictionary of arrays, with shapes:
 
-- ``pooled``: ``(B, d)``, what the backbone makes of the pictures, before any normalisation;
+- ``pooled``: ``(B, d)``, what the backbone makes of the images, before any normalisation;
 - ``weight``: ``(D, C)`` of the classifier, one column per class;
 - ``projection.weight``: ``(D, d)`` and ``projection.bias``: ``(D,)``, only where several teachers are followed; else D
   is d.
@@ -55,7 +55,7 @@ def losses(
     alpha: float = 0.0,
     beta: float = 0.0,
 ) -> dict[str, float]:
-    """Stage one without a target: cross-entropy. Stage two: ``(1 - alpha) CE + alpha beta mean(1 - cos)``."""
+    """ModelSetup one without a target: cross-entropy. ModelSetup two: ``(1 - alpha) CE + alpha beta mean(1 - cos)``."""
     features, logits = features_and_logits(model)
     of_label = logits[np.arange(len(labels)), labels]
     highest = logits.max(axis=1)
@@ -83,17 +83,17 @@ def gradients(
     before = before_normalisation(model)
     features, logits = features_and_logits(model)
     columns = unit(model["weight"], axis=0)
-    num_pictures = len(labels)
+    num_images = len(labels)
 
     # d CE / d logits = (softmax - one hot) / B
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
     by_logits = exponentials / exponentials.sum(axis=1, keepdims=True)
-    by_logits[np.arange(num_pictures), labels] -= 1
-    by_logits *= (1 - alpha) / num_pictures
+    by_logits[np.arange(num_images), labels] -= 1
+    by_logits *= (1 - alpha) / num_images
 
     by_features = SCALE * by_logits @ columns.T
     if target is not None:
-        by_features -= alpha * beta * target / num_pictures
+        by_features -= alpha * beta * target / num_images
     by_before = through_unit(before, by_features, axis=1)
     found = {"weight": through_unit(model["weight"], SCALE * features.T @ by_logits, axis=0)}
     if "projection.weight" not in model:
@@ -133,7 +133,7 @@ def momentum_update(
 
 
 def metrics(logits: np.ndarray, labels: np.ndarray, train_counts: np.ndarray) -> dict[str, float | None]:
-    """Accuracies in percent, one picture after the other; None where there is nothing to take a mean of."""
+    """Accuracies in percent, one image after the other; None where there is nothing to take a mean of."""
     first: dict[int, list[float]] = {label: [] for label in range(len(train_counts))}
     in_five: list[float] = []
     for scores, label in zip(logits, labels.tolist(), strict=True):

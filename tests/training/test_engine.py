@@ -19,8 +19,8 @@ from cbd_fast.errors import RunError
 from cbd_fast.training import plan
 from cbd_fast.training import trainer as command
 from cbd_fast.training.models import CosineModel
-from cbd_fast.training.run_dir import Records
-from cbd_fast.ui.dashboard import Silent
+from cbd_fast.training.run_dir import RunDir
+from cbd_fast.ui.dashboard import NullDashboard
 
 RECORDED = Path(__file__).with_name("recorded_losses.json")
 LOSSES = ("loss", "classification_loss", "distillation_loss")
@@ -55,12 +55,12 @@ def small_model(backbone, num_classes, target_dim=None):
 def run(config: Config, dashboard=None) -> list[dict]:
     """Runs a config as the command does and returns its metrics."""
     shards = command.open_shards(config)
-    jobs = command.wanted_jobs(command.plan_jobs(config, shards), config.stages)
-    records = Records(Path(config.output), is_main=True)
-    records.start(config)
+    specs = command.models_to_train(command.plan_models(config, shards), config.stages)
+    run_dir = RunDir(Path(config.output), is_main=True)
+    run_dir.start(config)
     accelerator = command.make_accelerator(config)
-    with command.open_surroundings(config, shards, accelerator, records, dashboard or Silent()) as around:
-        command.run(jobs, around)
+    with command.open_context(config, shards, accelerator, run_dir, dashboard or NullDashboard()) as context:
+        command.run(specs, context)
     AcceleratorState._reset_state(reset_partial_state=True)
     return [json.loads(line) for line in (Path(config.output) / "metrics.jsonl").read_text().splitlines()]
 
@@ -84,7 +84,7 @@ def weights_of(config: Config, model="student"):
     return load_file(Path(config.output) / model / "model.safetensors")
 
 
-class StopsAt(Silent):
+class StopsAt(NullDashboard):
     """Interrupts a run, as a person does with Ctrl-C."""
 
     def __init__(self, model, step):
@@ -142,7 +142,7 @@ def test_finished_models_are_not_trained_again(digits_shards, tmp_path):
 
 
 def test_evaluations_in_between(digits_shards, tmp_path):
-    metrics = run(config_of(tmp_path, digits_shards, stages="one", runtime={"evaluate_every": 8}))
+    metrics = run(config_of(tmp_path, digits_shards, stages="teachers", runtime={"evaluate_every": 8}))
     assert [record["step"] for record in metrics if "per_class_mean" in record] == [8, 16, 20]
 
 
@@ -230,10 +230,10 @@ if __name__ == "__main__":
 
     from cbd_fast.shards.sources.archives import digits_source
     from cbd_fast.shards.writing.dataset_writer import write_dataset
-    from cbd_fast.shards.writing.options import Wanted
+    from cbd_fast.shards.writing.options import WriteOptions
 
     plan.build_model = small_model
     with tempfile.TemporaryDirectory() as folder:
-        write_dataset(digits_source(0), Path(folder, "shards"), Wanted(), num_workers=2)
+        write_dataset(digits_source(0), Path(folder, "shards"), WriteOptions(), num_workers=2)
         recorded = losses_of(run(config_of(Path(folder, "run"), Path(folder, "shards"))))
     RECORDED.write_text(json.dumps(recorded, indent=1) + "\n")

@@ -11,7 +11,7 @@ from cbd_fast.training.models import Output
 
 def test_metrics_by_hand():
     train_counts = np.array([200, 50, 10, 5])
-    # pictures, first guesses, among five: classes of 10, 20, 4 and none
+    # images, first guesses, among five: classes of 10, 20, 4 and none
     counts = np.array([[10, 20, 4, 0], [9, 10, 1, 0], [10, 15, 2, 0]])
     evaluation = summarize(counts, train_counts)
     assert evaluation.top1 == pytest.approx(100 * 20 / 34)
@@ -29,7 +29,7 @@ def test_what_is_not_there_is_none():
 
 
 class ByBrightness(nn.Module):
-    """Guesses from a picture's mean; with dropout, to see that it is in eval mode."""
+    """Guesses from an image's mean; with dropout, to see that it is in eval mode."""
 
     def __init__(self, num_classes):
         super().__init__()
@@ -41,7 +41,7 @@ class ByBrightness(nn.Module):
         return Output(brightness[:, None], -(brightness[:, None] - self.classes).abs())
 
 
-def test_counts_every_picture_once(photo_shards):
+def test_counts_every_image_once(photo_shards):
     model = ByBrightness(3).train()
     options = {"sampling": "sequential", "batch_size": 4, "image_size": 32, "device": "cpu"}
     with Loader(photo_shards, **options) as loader:

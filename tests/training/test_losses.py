@@ -5,7 +5,7 @@ import torch
 from cbd_fast.training.losses import distillation_loss, student_losses, teacher_losses
 from cbd_fast.training.models import Output
 
-# two pictures of three classes
+# two images of three classes
 LOGITS = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]])
 FEATURES = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
 TARGET = torch.tensor([[0.0, 1.0], [0.8, 0.6]])

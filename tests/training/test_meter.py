@@ -13,7 +13,7 @@ from cbd_fast.training.meter import Meter
 
 
 class Logged(list):
-    """Records or dashboard: remembers what it is told."""
+    """RunDir or dashboard: remembers what it is told."""
 
     log = list.append
 
@@ -22,56 +22,56 @@ class Logged(list):
 
 
 @pytest.fixture
-def around():
-    return SimpleNamespace(accelerator=Accelerator(cpu=True), records=Logged(), dashboard=Logged())
+def context():
+    return SimpleNamespace(accelerator=Accelerator(cpu=True), run_dir=Logged(), dashboard=Logged())
 
 
-def loader_of(num_batches: int, bad_pictures=()):
+def loader_of(num_batches: int, bad_images=()):
     """A loader that has made so many batches in 0.1 s each."""
     stats = LoaderStats(num_batches=num_batches, decoding_seconds=0.1 * num_batches)
-    return SimpleNamespace(bad_pictures=bad_pictures, stats=lambda: stats)
+    return SimpleNamespace(bad_images=bad_images, stats=lambda: stats)
 
 
-def meter_of(around) -> Meter:
-    return Meter(around, SimpleNamespace(name="student", folder=Path()), 10)
+def meter_of(context) -> Meter:
+    return Meter(context, SimpleNamespace(name="student", folder=Path()), 10)
 
 
-def test_means_are_over_pictures_whatever_the_parts(around):
-    meter = meter_of(around)
-    assert around.dashboard == [("student", 10)]
-    right = torch.eye(3)  # the picture of a row is of that class
+def test_means_are_over_images_whatever_the_parts(context):
+    meter = meter_of(context)
+    assert context.dashboard == [("student", 10)]
+    right = torch.eye(3)  # the image of a row is of that class
     meter.add({"loss": torch.tensor(1.0)}, right, torch.tensor([0, 1, 2]))
     meter.add({"loss": torch.tensor(5.0)}, right[:1], torch.tensor([2]))
-    meter.log(20, 0.1, loader_of(4, bad_pictures=[7, 3]))
-    (record,) = around.records
-    assert record == around.dashboard[1]
+    meter.log(20, 0.1, loader_of(4, bad_images=[7, 3]))
+    (record,) = context.run_dir
+    assert record == context.dashboard[1]
     assert (record["model"], record["step"], record["learning_rate"]) == ("student", 20, 0.1)
     assert record["loss"] == 2  # (3 x 1 + 1 x 5) / 4
     assert record["train_top1"] == 75
-    assert record["bad_pictures"] == 2
+    assert record["bad_images"] == 2
     assert record["batch_milliseconds"]["decoding"] == pytest.approx(100)
 
 
-def test_every_line_begins_anew(around):
-    meter, loader = meter_of(around), loader_of(4)
+def test_every_line_begins_anew(context):
+    meter, loader = meter_of(context), loader_of(4)
     for loss in (1.0, 3.0):
         meter.add({"loss": torch.tensor(loss)}, torch.eye(2), torch.tensor([0, 1]))
         meter.log(20, 0.1, loader)
-    assert [record["loss"] for record in around.records] == [1, 3]
-    assert around.records[1]["batch_milliseconds"]["decoding"] == 0  # no batch since
+    assert [record["loss"] for record in context.run_dir] == [1, 3]
+    assert context.run_dir[1]["batch_milliseconds"]["decoding"] == 0  # no batch since
 
 
-def test_waiting_passes_all_on_and_is_measured(around):
-    meter = meter_of(around)
+def test_waiting_passes_all_on_and_is_measured(context):
+    meter = meter_of(context)
     assert list(meter.waiting(iter("abc"))) == ["a", "b", "c"]
     meter.add({"loss": torch.tensor(1.0)}, torch.eye(1), torch.tensor([0]))
     meter.log(11, 0.1, loader_of(1))
-    assert 0 < around.records[0]["data_wait_share"] <= 1
+    assert 0 < context.run_dir[0]["data_wait_fraction"] <= 1
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
-def test_losses_that_are_not_finite_are_refused(around, loss):
-    meter = meter_of(around)
+def test_losses_that_are_not_finite_are_refused(context, loss):
+    meter = meter_of(context)
     meter.add({"loss": torch.tensor(1.0)}, torch.eye(1), torch.tensor([0]))
     assert meter.require_finite_losses(11)["loss"] == 1
     meter.add({"loss": torch.tensor(loss)}, torch.eye(1), torch.tensor([0]))

@@ -27,7 +27,7 @@ NUMBERS_OF_TEACHERS = [0, 1, 2, 4]
 
 
 class Slot(nn.Module):
-    """A backbone whose features are in the picture: the student's in row 0, each teacher's in one of its own."""
+    """A backbone whose features are in the image: the student's in row 0, each teacher's in one of its own."""
 
     def __init__(self, number):
         super().__init__()
@@ -189,7 +189,7 @@ def test_learning_rate_of_every_step():
     # a batch of 128 starts at 0.05; of 4 steps the third is at half of it, the others at (1 +- sqrt(1/2)) / 2
     by_hand = [0.05, 0.05 * 0.8535533906, 0.025, 0.05 * 0.1464466094]
     assert reference.learning_rates(0.1, 128, 4) == pytest.approx(by_hand)
-    # ImageNet-LT: 115,846 pictures, 90 epochs
+    # ImageNet-LT: 115,846 images, 90 epochs
     chosen = Optimization(epochs=90)
     num_steps = chosen.num_steps(115_846)
     assert num_steps == 81_454  # 81,454.2
@@ -271,7 +271,7 @@ def accelerator():
 
 
 class Answers(nn.Module):
-    """A model to which each picture is its own logits."""
+    """A model to which each image is its own logits."""
 
     def forward(self, images):
         return Output(images, images)
@@ -298,7 +298,7 @@ def evaluated(logits, labels, train_counts, accelerator):
 
 
 def test_metrics_by_hand(accelerator):
-    # class: training pictures, group, test pictures, right
+    # class: training images, group, test images, right
     # 0: 101, many, 2 of 2; 1: 100, medium, 1 of 2; 2: 20, medium, 0 of 2; 3: 19, few, 1 of 1; 4: 0, few, none;
     # 5: 5000, many, 0 of 1, whose own logit is the lowest of six
     train_counts = np.array([101, 100, 20, 19, 0, 5000])
@@ -321,19 +321,19 @@ def test_metrics_by_hand(accelerator):
 @settings(max_examples=100, deadline=None)
 @given(
     train_counts=st.lists(st.sampled_from([0, 1, 19, 20, 21, 99, 100, 101, 5000]), min_size=1, max_size=9),
-    num_pictures=st.integers(0, 25),
+    num_images=st.integers(0, 25),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_metrics(accelerator, train_counts, num_pictures, seed):
+def test_metrics(accelerator, train_counts, num_images, seed):
     rng = np.random.default_rng(seed)
     num_classes = len(train_counts)
-    labels = rng.integers(num_classes, size=num_pictures)
+    labels = rng.integers(num_classes, size=num_images)
     # no two alike in a row, so that the order of guesses is beyond doubt
-    logits = rng.permuted(np.tile(np.arange(num_classes, dtype=np.float32), (num_pictures, 1)), axis=1)
+    logits = rng.permuted(np.tile(np.arange(num_classes, dtype=np.float32), (num_images, 1)), axis=1)
     expected = reference.metrics(logits, labels, np.array(train_counts))
     found = evaluated(logits, labels, np.array(train_counts), accelerator)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert found[name] == (None if value is None else pytest.approx(value)), name
-    if num_pictures and num_classes <= 5:
+    if num_images and num_classes <= 5:
         assert found["top5"] == 100

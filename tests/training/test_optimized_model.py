@@ -4,7 +4,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from cbd_fast.training.models import BACKBONES, CosineModel, Teachers, build_model
-from cbd_fast.training.optimized_model import Beside, inference_dtype, inference_form, teachers_in_best_form
+from cbd_fast.training.optimized_model import SideStream, inference_dtype, optimized_for_inference, optimized_teachers
 
 CPU = torch.device("cpu")
 
@@ -30,7 +30,7 @@ def images():
 @pytest.mark.parametrize("name", BACKBONES)
 def test_folded_features_are_those_of_the_plain_model(name, images):
     model = trained(name, target_dim=96)
-    form = inference_form(model)
+    form = optimized_for_inference(model)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in form.modules())
     with torch.no_grad():
         expected, found = model.eval()(images), form(images)
@@ -41,7 +41,7 @@ def test_folded_features_are_those_of_the_plain_model(name, images):
 def test_the_model_stays_as_it_is(images):
     model = trained("small_convnet").train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    form = inference_form(model)
+    form = optimized_for_inference(model)
     form(images)
     assert model.training
     assert not any(module.training for module in form.modules())
@@ -54,7 +54,7 @@ def test_the_model_stays_as_it_is(images):
 @pytest.mark.parametrize("name", ["resnet32", "resnet18"])
 def test_bf16_keeps_the_features(name, images):
     model = trained(name).eval()
-    form = inference_form(model, torch.bfloat16)
+    form = optimized_for_inference(model, torch.bfloat16)
     assert {parameter.dtype for parameter in form.backbone.parameters()} == {torch.bfloat16}
     with torch.no_grad():
         expected, found = model(images), form(images)
@@ -71,20 +71,20 @@ def test_the_form_of_a_prepared_model_has_its_own_precision(images):
     Accelerator(cpu=True, mixed_precision="bf16").prepare(model)
     with torch.no_grad():
         assert (model(images).features - expected).abs().max() > 1e-4  # Accelerate's autocast
-        torch.testing.assert_close(inference_form(model)(images).features, expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(optimized_for_inference(model)(images).features, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("is_compiled", [False, True])
-def test_teachers_in_best_form_have_the_same_target(is_compiled, images):
+def test_optimized_teachers_have_the_same_target(is_compiled, images):
     teachers = Teachers([trained("small_convnet", seed) for seed in (0, 1)])
-    best = Beside(teachers_in_best_form(teachers, torch.float32, is_compiled), CPU)
+    best = SideStream(optimized_teachers(teachers, torch.float32, is_compiled), CPU)
     target = best.begin(images)()
     torch.testing.assert_close(target, teachers(images), atol=1e-4, rtol=0)
     assert not target.requires_grad
 
 
 def test_best_form_stays_in_eval_mode():
-    best = teachers_in_best_form(Teachers([trained("small_convnet")]), torch.float32, is_compiled=False)
+    best = optimized_teachers(Teachers([trained("small_convnet")]), torch.float32, is_compiled=False)
     best.train()
     assert not any(module.training for module in best.modules())
     assert not any(parameter.requires_grad for parameter in best.parameters())
@@ -104,11 +104,11 @@ def test_processors_compute_float32_where_fp16_is_wanted():
 def test_a_gpu_computes_teachers_beside(images):
     device = torch.device("cuda")
     teachers = Teachers([trained("resnet32", seed) for seed in (0, 1)]).to(device)
-    beside = Beside(teachers_in_best_form(teachers, torch.float32, is_compiled=False), device)
+    beside = SideStream(optimized_teachers(teachers, torch.float32, is_compiled=False), device)
     for number in range(10):
-        pictures = images.to(device) * number / 10  # made on the caller's stream, just before
+        images_ = images.to(device) * number / 10  # made on the caller's stream, just before
         with torch.backends.cudnn.flags(allow_tf32=False):  # TF32 has 11 bits of float32's 24
-            target = beside.begin(pictures)
+            target = beside.begin(images_)
         torch.randn(1000, 1000, device=device) @ torch.randn(1000, 1000, device=device)
         with torch.backends.cudnn.flags(allow_tf32=False):
-            torch.testing.assert_close(target(), teachers(pictures), atol=1e-4, rtol=0)
+            torch.testing.assert_close(target(), teachers(images_), atol=1e-4, rtol=0)

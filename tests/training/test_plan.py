@@ -6,9 +6,9 @@ import torch
 
 from cbd_fast.config.schema import Config
 from cbd_fast.errors import InputError
-from cbd_fast.shards.reader import ShardSet
+from cbd_fast.shards.reader import ShardReader
 from cbd_fast.training.checkpoint import save_finished
-from cbd_fast.training.plan import build_stage, finished_results, plan_jobs, wanted_jobs
+from cbd_fast.training.plan import build_setup, finished_results, models_to_train, plan_models
 
 
 def config_of(output, shards="s", **settings) -> Config:
@@ -25,46 +25,46 @@ def config_of(output, shards="s", **settings) -> Config:
 
 @pytest.fixture
 def shards(photo_shards):
-    return ShardSet(photo_shards, "train")
+    return ShardReader(photo_shards, "train")
 
 
 TWO_TEACHERS = {"teachers": [{"seed": 1}, {"seed": 1, "color_jitter": 1.0}]}
 
 
 def wanted_of(config, shards):
-    return wanted_jobs(plan_jobs(config, shards), config.stages)
+    return models_to_train(plan_models(config, shards), config.stages)
 
 
-def finish(job, config):
+def finish(spec, config):
     """As the engine leaves a model that is trained."""
-    save_finished(job.folder, build_stage(job, config).model, {"identity": job.identity})
+    save_finished(spec.folder, build_setup(spec, config).model, {"identity": spec.identity})
 
 
 def test_both_stages(shards, tmp_path):
     config = config_of(tmp_path, stage_one=TWO_TEACHERS)
-    first, second, student = plan_jobs(config, shards)
-    assert [job.name for job in (first, second, student)] == ["teacher-1", "teacher-2", "student"]
-    assert [job.stage for job in (first, second, student)] == ["one", "one", "two"]
-    assert [job.sampling for job in (first, second, student)] == ["instance", "instance", "class_balanced"]
-    assert [job.augmentation.color_jitter for job in (first, second, student)] == [0, 1, 0]
-    assert len({job.num_steps for job in (first, second, student)}) == 1
+    first, second, student = plan_models(config, shards)
+    assert [spec.name for spec in (first, second, student)] == ["teacher-1", "teacher-2", "student"]
+    assert [spec.stage for spec in (first, second, student)] == ["teachers", "teachers", "student"]
+    assert [spec.sampling for spec in (first, second, student)] == ["instance", "instance", "class_balanced"]
+    assert [spec.augmentation.color_jitter for spec in (first, second, student)] == [0, 1, 0]
+    assert len({spec.num_steps for spec in (first, second, student)}) == 1
     assert first.seed == second.seed != student.seed  # the paper's seeds 1 and 2 are of each kind of teacher
 
 
 def test_one_stage_alone(shards, tmp_path):
-    assert [job.name for job in wanted_of(config_of(tmp_path, stages="one"), shards)] == ["teacher-1"]
-    with pytest.raises(InputError, match="teacher-1 holds no finished teacher; run stages=one"):
-        wanted_of(config_of(tmp_path, stages="two"), shards)
+    assert [spec.name for spec in wanted_of(config_of(tmp_path, stages="teachers"), shards)] == ["teacher-1"]
+    with pytest.raises(InputError, match="teacher-1 holds no finished teacher; run stages=teachers"):
+        wanted_of(config_of(tmp_path, stages="student"), shards)
 
 
 def test_a_finished_teacher_is_used(shards, tmp_path):
     config = config_of(tmp_path)
-    teacher, student = plan_jobs(config, shards)
+    teacher, student = plan_models(config, shards)
     assert not teacher.is_finished
     finish(teacher, config)
     assert teacher.is_finished
-    stage = build_stage(student, config_of(tmp_path, stages="two"))
-    trained = build_stage(teacher, config).model
+    stage = build_setup(student, config_of(tmp_path, stages="student"))
+    trained = build_setup(teacher, config).model
     images = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(stage.teachers(images), trained.eval()(images).features)
     assert stage.model.projection is None
@@ -73,17 +73,17 @@ def test_a_finished_teacher_is_used(shards, tmp_path):
 
 def test_several_teachers_make_the_student_project(shards, tmp_path):
     config = config_of(tmp_path, stage_one=TWO_TEACHERS)
-    *teachers, student = plan_jobs(config, shards)
+    *teachers, student = plan_models(config, shards)
     for teacher in teachers:
         finish(teacher, config)
-    stage = build_stage(student, config)
+    stage = build_setup(student, config)
     assert stage.model.projection.out_features == stage.teachers.feature_dim == 256
 
 
 def test_weights_depend_on_the_seed_alone(shards, tmp_path):
     def weights(**settings):
         config = config_of(tmp_path, **settings)
-        return build_stage(plan_jobs(config, shards)[0], config).model.state_dict()
+        return build_setup(plan_models(config, shards)[0], config).model.state_dict()
 
     first, again, other = weights(), weights(), weights(seed=1)
     assert all(torch.equal(first[name], again[name]) for name in first)
@@ -92,7 +92,7 @@ def test_weights_depend_on_the_seed_alone(shards, tmp_path):
 
 def test_other_settings_in_the_same_folder_are_refused_by_name(shards, tmp_path):
     config = config_of(tmp_path)
-    teacher, student = plan_jobs(config, shards)
+    teacher, student = plan_models(config, shards)
     finish(teacher, config)
     changed = config_of(tmp_path, optimization={"steps": 9, "global_batch": 6})
     with pytest.raises(
@@ -107,27 +107,27 @@ def test_other_settings_in_the_same_folder_are_refused_by_name(shards, tmp_path)
     ):
         wanted_of(config_of(tmp_path, stage_two={"alpha": 0.1}), shards)
     # nor does stage one alone mind another student, which is then not reported
-    other = config_of(tmp_path, stage_two={"alpha": 0.1}, stages="one")
-    assert [job.name for job in wanted_of(other, shards)] == ["teacher-1"]
-    assert list(finished_results(plan_jobs(other, shards))) == ["teacher-1"]
-    assert list(finished_results(plan_jobs(config, shards))) == ["teacher-1", "student"]
+    other = config_of(tmp_path, stage_two={"alpha": 0.1}, stages="teachers")
+    assert [spec.name for spec in wanted_of(other, shards)] == ["teacher-1"]
+    assert list(finished_results(plan_models(other, shards))) == ["teacher-1"]
+    assert list(finished_results(plan_models(config, shards))) == ["teacher-1", "student"]
 
 
-def test_other_pictures_in_the_same_folder_are_refused(shards, tmp_path):
+def test_other_images_in_the_same_folder_are_refused(shards, tmp_path):
     config = config_of(tmp_path)
-    teacher, _ = plan_jobs(config, shards)
+    teacher, _ = plan_models(config, shards)
     finish(teacher, config)
     result = Path(teacher.folder) / "result.json"
     result.write_text(result.read_text().replace(shards.manifest.fingerprint, "00000000"))
-    with pytest.raises(InputError, match="pictures was '00000000'"):
+    with pytest.raises(InputError, match="images was '00000000'"):
         wanted_of(config, shards)
-    assert json.loads(result.read_text())["identity"]["pictures"] == "00000000"
+    assert json.loads(result.read_text())["identity"]["images"] == "00000000"
 
 
 def test_without_teachers_the_student_learns_from_labels_alone(shards, tmp_path):
     config = config_of(tmp_path, stage_one={"teachers": []}, stage_two={"alpha": 0.0})
-    (student,) = plan_jobs(config, shards)
-    stage = build_stage(student, config)
+    (student,) = plan_models(config, shards)
+    stage = build_setup(student, config)
     assert stage.teachers is None
     output = stage.model(torch.rand(2, 3, 32, 32))
     assert set(stage.losses(output, torch.tensor([0, 1]), None)) == {"loss", "classification_loss"}

@@ -9,25 +9,25 @@ from torch import nn
 
 from cbd_fast.config.schema import Config
 from cbd_fast.errors import InputError
-from cbd_fast.shards.reader import ShardSet
+from cbd_fast.shards.reader import ShardReader
 from cbd_fast.shards.sources.image_folder import folder_source
 from cbd_fast.shards.writing.dataset_writer import write_dataset
-from cbd_fast.shards.writing.options import Wanted
+from cbd_fast.shards.writing.options import WriteOptions
 from cbd_fast.training import meter
 from cbd_fast.training import trainer as command
 from cbd_fast.training.evaluation import count_correct, summarize
 from cbd_fast.training.plan import load_model
-from cbd_fast.training.run_dir import Records
+from cbd_fast.training.run_dir import RunDir
 from cbd_fast.training.selection import Best, selection_interval
-from cbd_fast.ui.dashboard import Silent
+from cbd_fast.ui.dashboard import NullDashboard
 
 
 @pytest.fixture(scope="module")
-def shards_with_val(picture_folder, tmp_path_factory):
+def shards_with_val(image_folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("shards") / "with_val"
-    folders = {"train": picture_folder / "train", "val": picture_folder / "test", "test": picture_folder / "test"}
-    write_dataset(folder_source(folders), out, Wanted(), num_workers=1)
-    return ShardSet(out, "train")
+    folders = {"train": image_folder / "train", "val": image_folder / "test", "test": image_folder / "test"}
+    write_dataset(folder_source(folders), out, WriteOptions(), num_workers=1)
+    return ShardReader(out, "train")
 
 
 def config_of(shards, **settings) -> Config:
@@ -86,20 +86,22 @@ def test_only_the_main_process_writes(tmp_path):
 
 
 def test_a_validation_split_selects_by_default(photo_shards, shards_with_val):
-    without = ShardSet(photo_shards, "train")
+    without = ShardReader(photo_shards, "train")
     assert selection_interval(config_of(photo_shards), without) is None
-    assert selection_interval(config_of(photo_shards, select="last"), without) is None
-    with pytest.raises(InputError, match=r"select: best, but .* has no validation split; make the shards with one"):
-        selection_interval(config_of(photo_shards, select="best"), without)
-    for select in ("auto", "best"):
-        config = config_of(shards_with_val.folder, select=select)
-        assert selection_interval(config, shards_with_val) == 4  # 19 pictures in steps of 6 are an epoch
-        config = config_of(shards_with_val.folder, select=select, runtime={"evaluate_every": 7})
+    assert selection_interval(config_of(photo_shards, checkpoint_selection="last"), without) is None
+    with pytest.raises(
+        InputError, match=r"checkpoint_selection: best, but .* has no validation split; make the shards with one"
+    ):
+        selection_interval(config_of(photo_shards, checkpoint_selection="best"), without)
+    for selection in ("auto", "best"):
+        config = config_of(shards_with_val.folder, checkpoint_selection=selection)
+        assert selection_interval(config, shards_with_val) == 4  # 19 images in steps of 6 are an epoch
+        config = config_of(shards_with_val.folder, checkpoint_selection=selection, runtime={"evaluate_every": 7})
         assert selection_interval(config, shards_with_val) == 7
-    assert selection_interval(config_of(shards_with_val.folder, select="last"), shards_with_val) is None
+    assert selection_interval(config_of(shards_with_val.folder, checkpoint_selection="last"), shards_with_val) is None
 
 
-class Watched(Silent):
+class Watched(NullDashboard):
     """What is shown of a run; Ctrl-C at a step."""
 
     def __init__(self, stops_at=None):
@@ -113,16 +115,16 @@ class Watched(Silent):
         self.evaluations.append((step, metrics["per_class_mean"]))
 
 
-def trained(config: Config, shards: ShardSet, dashboard: Silent) -> dict:
+def trained(config: Config, shards: ShardReader, dashboard: NullDashboard) -> dict:
     AcceleratorState._reset_state(reset_partial_state=True)
-    records = Records(Path(config.output), is_main=True)
-    records.start(config)
+    run_dir = RunDir(Path(config.output), is_main=True)
+    run_dir.start(config)
     accelerator = command.make_accelerator(config)
-    jobs = command.plan_jobs(config, shards)
-    with command.open_surroundings(config, shards, accelerator, records, dashboard) as around:
-        command.run(command.wanted_jobs(jobs, config.stages), around)
+    specs = command.plan_models(config, shards)
+    with command.open_context(config, shards, accelerator, run_dir, dashboard) as context:
+        command.run(command.models_to_train(specs, config.stages), context)
     AcceleratorState._reset_state(reset_partial_state=True)
-    return command.finished_results(jobs)
+    return command.finished_results(specs)
 
 
 @pytest.mark.parametrize("checkpoint_every", [6, 8])  # in between, and at once with an evaluation
@@ -155,7 +157,7 @@ def test_a_run_reports_the_best_on_the_validation_split(
         shards_with_val.folder,
         output=str(tmp_path / "run"),
         model={"backbone": "small_convnet"},
-        stages="one",
+        stages="teachers",
         optimization={"steps": 16, "global_batch": 6},
         runtime={"log_every": 1, "checkpoint_every": checkpoint_every, "num_threads": 1},
     )
@@ -177,5 +179,7 @@ def test_a_run_reports_the_best_on_the_validation_split(
     assert command.selected({"teacher-1": result}) == {
         "teacher-1": "best on the validation split: step 8 with 60.00 per-class mean"
     }
-    with pytest.raises(InputError, match="select was 'best of every 4 steps', now None"):
-        command.wanted_jobs(command.plan_jobs(config.model_copy(update={"select": "last"}), shards_with_val), "one")
+    with pytest.raises(InputError, match="checkpoint_selection was 'best of every 4 steps', now None"):
+        command.models_to_train(
+            command.plan_models(config.model_copy(update={"checkpoint_selection": "last"}), shards_with_val), "teachers"
+        )

@@ -42,18 +42,18 @@ def test_hyper_parameters_are_flat_and_plain():
     config = config_of("run", "shards", seed=3)
     values = dict(hyper_parameters(config))
     assert (values["seed"], values["model.backbone"]) == (3, "small_convnet")
-    assert (values["stage_one.teachers.1.color_jitter"], values["runtime.resident"]) == (0.5, "none")
+    assert (values["stage_one.teachers.1.color_jitter"], values["runtime.cache"]) == (0.5, "none")
     assert values["data.augmentation.flip"] is False
     assert all(isinstance(value, int | float | str | bool) for value in values.values())
 
 
 def test_names_of_values():
-    logged = {"model": "teacher-1", "step": 4, "loss": 0.5, "batch_milliseconds": {"reading": 2.0}, "bad_pictures": 0}
+    logged = {"model": "teacher-1", "step": 4, "loss": 0.5, "batch_milliseconds": {"reading": 2.0}, "bad_images": 0}
     assert dict(tracked_values(logged)) == {
         "teacher-1/step": 4,
         "teacher-1/loss": 0.5,
         "teacher-1/batch_milliseconds/reading": 2,
-        "teacher-1/bad_pictures": 0,
+        "teacher-1/bad_images": 0,
     }
     evaluated = {"model": "student", "step": 4, "split": "test", "top1": 80.5, "few": None}
     assert dict(tracked_values(evaluated)) == {"student/step": 4, "student/test/top1": 80.5}
@@ -73,8 +73,8 @@ def test_tensorboard_and_a_run_that_goes_on(tmp_path):
         (tmp_path / "run").mkdir(exist_ok=True)
         track = start_trackers(config, accelerator, JOBS)
         for step in (first + 5, first + 10):
-            for job in JOBS:
-                track({"model": job.name, "step": step, "loss": 1 / step})
+            for spec in JOBS:
+                track({"model": spec.name, "step": step, "loss": 1 / step})
         accelerator.end_training()
     folder = tmp_path / "run" / "trackers" / "cbd_fast"
     found = scalars(folder)
@@ -92,9 +92,9 @@ def test_one_axis_of_steps_only_grows(tmp_path, monkeypatch):
     tracker = SimpleNamespace(name="wandb", tracker=axis, log=lambda values, step: logged.append((step, values)))
     accelerator = SimpleNamespace(trackers=[tracker], init_trackers=lambda *_: None)
     track = start_trackers(config_of(tmp_path, "shards", trackers=["wandb"]), accelerator, JOBS)
-    for job in JOBS:
+    for spec in JOBS:
         for step in (10, 20):
-            track({"model": job.name, "step": step, "loss": 1.0})
+            track({"model": spec.name, "step": step, "loss": 1.0})
     assert [step for step, _ in logged] == [10, 20, 30, 40]
     assert logged[2][1] == {"student/step": 10, "student/loss": 1.0}
 

@@ -8,10 +8,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from cbd_fast.config.schema import Config
 from cbd_fast.loading.augment import Augmentation
-from cbd_fast.training import train_step as learner_module
+from cbd_fast.training import train_step as train_step_module
 from cbd_fast.training.models import build_model
-from cbd_fast.training.plan import Job, join_stage
-from cbd_fast.training.train_step import compiler_works, make_learner, what_is_compiled
+from cbd_fast.training.plan import ModelSpec, join_setup
+from cbd_fast.training.train_step import compiler_works, make_train_step, what_is_compiled
 
 CPU = torch.device("cpu")
 
@@ -32,9 +32,9 @@ def config_of(num_teachers=2, **settings) -> Config:
 def learner_of(config: Config, device="cpu"):
     """Of a student, whose teachers have learned nothing, and the teachers as they were handed over."""
     teachers = [build_model(config.model.backbone, config.data.num_classes) for _ in config.stage_one.teachers]
-    job = Job(
+    spec = ModelSpec(
         name="student",
-        stage="two",
+        stage="student",
         seed=0,
         sampling="class_balanced",
         augmentation=Augmentation(),
@@ -44,7 +44,7 @@ def learner_of(config: Config, device="cpu"):
         identity={},
     )
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision=config.mixed_precision)
-    return make_learner(join_stage(job, config, teachers), config, accelerator), teachers
+    return make_train_step(join_setup(spec, config, teachers), config, accelerator), teachers
 
 
 def batch_of(size: int, device="cpu"):
@@ -54,36 +54,38 @@ def batch_of(size: int, device="cpu"):
 
 
 def test_teachers_are_no_part_of_what_learns():
-    learner, teachers = learner_of(config_of())
+    train_step, teachers = learner_of(config_of())
     before = [{name: value.clone() for name, value in teacher.state_dict().items()} for teacher in teachers]
-    learning = {id(parameter) for group in learner.optimizer.param_groups for parameter in group["params"]}
-    assert learning == {id(parameter) for parameter in learner.plain.parameters()}
+    learning = {id(parameter) for group in train_step.optimizer.param_groups for parameter in group["params"]}
+    assert learning == {id(parameter) for parameter in train_step.unwrapped_model.parameters()}
     # the wrapped model is what several processes reduce gradients of and what a checkpoint is made from
-    assert {id(parameter) for parameter in learner.model.parameters()} == learning
-    in_best_form = learner.teachers._module
+    assert {id(parameter) for parameter in train_step.model.parameters()} == learning
+    in_best_form = train_step.teachers._module
     for _ in range(2):
-        learner.learn(*batch_of(8))
+        train_step.learn(*batch_of(8))
     for module in (*teachers, in_best_form):
         assert all(parameter.grad is None and not parameter.requires_grad for parameter in module.parameters())
         assert not any(part.training for part in module.modules())
         assert not learning & {id(parameter) for parameter in module.parameters()}
     for teacher, was in zip(teachers, before, strict=True):
         assert all(torch.equal(value, was[name]) for name, value in teacher.state_dict().items())
-    assert all(parameter.grad is None for parameter in learner.plain.parameters())  # and were used and given up
+    assert all(
+        parameter.grad is None for parameter in train_step.unwrapped_model.parameters()
+    )  # and were used and given up
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_a_step_never_waits_and_never_walks_through_the_batch(precision):
-    """A value that Python asks for is a wait on a GPU; an operation per picture would be a loop over the batch."""
+    """A value that Python asks for is a wait on a GPU; an operation per image would be a loop over the batch."""
     counts = []
     for size, num_steps in ((8, 2), (8, 5), (16, 5)):
         AcceleratorState._reset_state(reset_partial_state=True)
-        learner, _ = learner_of(config_of(mixed_precision=precision))
+        train_step, _ = learner_of(config_of(mixed_precision=precision))
         images, labels = batch_of(size)
-        learner.learn(images, labels)
+        train_step.learn(images, labels)
         with profile(activities=[ProfilerActivity.CPU]) as profiled:
             for _ in range(num_steps):
-                learner.learn(images, labels)
+                train_step.learn(images, labels)
         counts.append({event.key: event.count for event in profiled.key_averages()})
         assert counts[-1]["aten::conv2d"] >= num_steps * 3 * 5  # it did see the student and two teachers of five layers
         assert not {"aten::item", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero"} & counts[-1].keys()
@@ -95,30 +97,30 @@ def test_a_step_never_waits_and_never_walks_through_the_batch(precision):
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_a_step_never_waits_for_the_gpu(precision):
-    learner, _ = learner_of(config_of(mixed_precision=precision), device="cuda")
+    train_step, _ = learner_of(config_of(mixed_precision=precision), device="cuda")
     images, labels = batch_of(8, "cuda")
-    learner.learn(images, labels)
+    train_step.learn(images, labels)
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(3):
-            learner.learn(images, labels)
+            train_step.learn(images, labels)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("precision", ["auto", "bf16"])
 def test_teachers_have_a_precision_of_their_own(precision):
-    learner, _ = learner_of(config_of(runtime={"teacher_precision": precision}))
-    backbone = next(iter(learner.teachers._module)).backbone
+    train_step, _ = learner_of(config_of(runtime={"teacher_precision": precision}))
+    backbone = next(iter(train_step.teachers._module)).backbone
     expected = {"auto": torch.float32, "bf16": torch.bfloat16}[precision]
     assert {parameter.dtype for parameter in backbone.parameters()} == {expected}
-    learner.learn(*batch_of(8))
+    train_step.learn(*batch_of(8))
 
 
 def test_training_goes_down_the_loss():
-    learner, _ = learner_of(config_of())
+    train_step, _ = learner_of(config_of())
     batch = batch_of(16)
-    losses = [learner.learn(*batch)[0]["loss"].item() for _ in range(10)]
+    losses = [train_step.learn(*batch)[0]["loss"].item() for _ in range(10)]
     assert losses[-1] < 0.8 * losses[0]
     assert sum(later < earlier for earlier, later in pairwise(losses)) >= 6
 
@@ -135,7 +137,7 @@ def test_training_goes_down_the_loss():
     ],
 )
 def test_what_is_compiled_by_default(precision, device, size, num_steps, expected, monkeypatch):
-    monkeypatch.setattr(learner_module, "compiler_works", lambda device: True)
+    monkeypatch.setattr(train_step_module, "compiler_works", lambda device: True)
     data = {"shards": "", "num_classes": 10, "image_size": size}
     found = what_is_compiled(config_of(mixed_precision=precision, data=data), torch.device(device), num_steps)
     assert found == expected

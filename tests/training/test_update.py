@@ -20,12 +20,12 @@ from cbd_fast.loading.augment import Augmentation
 from cbd_fast.loading.loader import Batch
 from cbd_fast.training.models import build_model
 from cbd_fast.training.optim import cosine_learning_rate
-from cbd_fast.training.plan import Job, join_stage
-from cbd_fast.training.train_step import make_learner
+from cbd_fast.training.plan import ModelSpec, join_setup
+from cbd_fast.training.train_step import make_train_step
 from cbd_fast.training.trainer import make_accelerator
 
 REPOSITORY = Path(__file__).parents[2]
-STAGES = {"one": 0, "two": 2}  # and how many teachers it has
+STAGES = {"teachers": 0, "student": 2}  # and how many teachers it has
 GLOBAL_BATCH, NUM_STEPS = 64, 5
 CASES_OF_TWO_PROCESSES = [(stage, parts) for stage in STAGES for parts in (1, 2)]
 TOLERANCE = 1e-5
@@ -49,8 +49,8 @@ def made_up_batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def new_stage(name: str, config: Config):
-    """Fresh weights of a network with batch-norm, whose statistics are those of some pictures."""
-    job = Job(
+    """Fresh weights of a network with batch-norm, whose statistics are those of some images."""
+    spec = ModelSpec(
         name="model",
         stage=name,
         seed=1,
@@ -63,7 +63,7 @@ def new_stage(name: str, config: Config):
     )
     torch.manual_seed(0)
     teachers = [build_model("small_convnet", 10) for _ in range(STAGES[name])]
-    stage = join_stage(job, config, teachers)
+    stage = join_setup(spec, config, teachers)
     with torch.no_grad():
         for number, model in enumerate((stage.model, *teachers)):
             model.train()(made_up_batch(100 + number)[0])
@@ -87,15 +87,15 @@ def updated(stage_name: str, parts: int, *, trains_batch_norm: bool = False) -> 
     stage = new_stage(stage_name, config)
     model = stage.model.train(trains_batch_norm)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    learner = make_learner(stage, config, accelerator)
+    train_step = make_train_step(stage, config, accelerator)
     per_process = GLOBAL_BATCH // accelerator.num_processes
     own = slice(accelerator.process_index * per_process, (accelerator.process_index + 1) * per_process)
     for step in range(NUM_STEPS):
         images, labels = made_up_batch(step)
         batch = Batch(images=images[own], labels=labels[own], ids=torch.arange(GLOBAL_BATCH)[own], step=step)
         learning_rate = cosine_learning_rate(config.optimization.learning_rate, step, NUM_STEPS)
-        assert len(list(learner.update(batch, learning_rate))) == parts
-    learner.free()
+        assert len(list(train_step.update(batch, learning_rate))) == parts
+    train_step.free()
     return before, {
         name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in model.state_dict().items()
     }
@@ -137,7 +137,7 @@ def of_two_processes(tmp_path_factory):
 def test_steps_change_far_more_than_the_tolerance(whole, stage):
     before, after = whole[stage]
     learnt = [name for name in before if "running" not in name and "num_batches" not in name]
-    assert len(learnt) == 5 * 3 + 1 + (2 if stage == "two" else 0)  # blocks, classifier, projection
+    assert len(learnt) == 5 * 3 + 1 + (2 if stage == "student" else 0)  # blocks, classifier, projection
     assert min((after[name] - before[name]).abs().max().item() for name in learnt) > 100 * TOLERANCE
 
 
@@ -155,7 +155,7 @@ def test_processes_change_nothing(whole, of_two_processes, stage, parts):
 
 
 def test_parts_do_matter_to_batch_norm_in_training():
-    whole, parts = (updated("one", parts, trains_batch_norm=True)[1] for parts in (1, 2))
+    whole, parts = (updated("teachers", parts, trains_batch_norm=True)[1] for parts in (1, 2))
     assert furthest(parts, whole) > 100 * TOLERANCE
 
 

@@ -11,26 +11,26 @@ def test_a_bar_shows_how_many_and_how_fast(monkeypatch):
     monkeypatch.setattr(console.time, "monotonic", lambda: next(now))
     terminal = Console(file=io.StringIO(), force_terminal=True, width=100)
     monkeypatch.setattr(console, "make_console", lambda: terminal)
-    with bar_of("resident pictures") as tell:
+    with bar_of("cached images") as tell:
         tell(300, 1000)
     shown = terminal.file.getvalue()
-    assert all(part in shown for part in ("resident pictures", "300/1000", "150/s"))
+    assert all(part in shown for part in ("cached images", "300/1000", "150/s"))
 
 
 def test_elsewhere_nothing_is_drawn(capsys):
     assert not make_console().is_terminal
-    with bar_of("resident pictures") as tell:
+    with bar_of("cached images") as tell:
         tell(3, 10)
     assert capsys.readouterr().out.strip() == ""
     file = Console(file=io.StringIO())
     with make_bars(file) as bars:
-        bars.add_task("pictures", rate="")
+        bars.add_task("images", rate="")
     assert file.file.getvalue().strip() == ""
 
 
 def test_who_brings_a_function_of_his_own_is_told():
     told = []
-    with bar_of("resident pictures", lambda done, total: told.append((done, total))) as tell:
+    with bar_of("cached images", lambda done, total: told.append((done, total))) as tell:
         tell(3, 10)
     assert told == [(3, 10)]
 

@@ -7,8 +7,8 @@ from cbd_fast.ui import dashboard
 from cbd_fast.ui.dashboard import PlainLog, PlannedModel, Screen, TimeLeft, make_dashboard
 
 MODELS = [
-    PlannedModel(name="teacher-1", stage="one", num_steps=100, num_teachers=0),
-    PlannedModel(name="student", stage="two", num_steps=100, num_teachers=3),
+    PlannedModel(name="teacher-1", stage="teachers", num_steps=100, num_teachers=0),
+    PlannedModel(name="student", stage="student", num_steps=100, num_teachers=3),
 ]
 RECORD = {
     "model": "student",
@@ -18,16 +18,16 @@ RECORD = {
     "distillation_loss": 0.0625,
     "train_top1": 43.21,
     "learning_rate": 0.05,
-    "pictures_per_second": 1234.5,
-    "data_wait_share": 0.031,
+    "images_per_second": 1234.5,
+    "data_wait_fraction": 0.031,
     "batch_milliseconds": {"planning": 1.6, "reading": 7.0, "decoding": 138.2, "finishing": 13.0, "waiting": 87.4},
     "memory_gigabytes": 1.5,
-    "bad_pictures": 2,
+    "bad_images": 2,
 }
 METRICS = {"top1": 55.55, "top5": 80.0, "per_class_mean": 54.0, "many": 70.0, "medium": 50.0, "few": None}
-SEEN = ("loss 3.2500", "classification loss 1.5000", "distillation loss 0.0625", "lr 0.05000", "1,234 pictures/s")
+SEEN = ("loss 3.2500", "classification loss 1.5000", "distillation loss 0.0625", "lr 0.05000", "1,234 images/s")
 SEEN = (*SEEN, "planning 2  reading 7  decoding 138  finishing 13  waiting 87")
-SEEN = (*SEEN, "waiting for data 3.1 %", "memory 1.50 GB", "bad pictures 2", "train top1 43.2")
+SEEN = (*SEEN, "waiting for data 3.1 %", "memory 1.50 GB", "bad images 2", "train top1 43.2")
 
 
 def show(board):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 
-class BatchMemory:
+class BufferPool:
     """Gives tensors whose memory returns here when the last tensor that uses it, or a part of it, is gone.
 
     Never before: a tensor, its views and its slices keep the array that they are made of alive, and it is the end of

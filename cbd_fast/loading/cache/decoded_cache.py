@@ -1,6 +1,6 @@
-"""Pictures that are kept decoded in memory: those that are drawn most often for the memory that they take.
+"""Images that are kept decoded in memory: those that are drawn most often for the memory that they take.
 
-Class-balanced sampling draws a picture of a rare class over and over. Kept decoded, it costs a cut and a resize instead
+Class-balanced sampling draws an image of a rare class over and over. Kept decoded, it costs a cut and a resize instead
 of a read and a whole decoding, and its crops are the same.
 """
 
@@ -11,26 +11,26 @@ import numpy as np
 import torch
 
 from cbd_fast.errors import InputError
-from cbd_fast.loading.cache.shared_memory import Progress, SharedBlock
-from cbd_fast.shards.reader import ShardSet
+from cbd_fast.loading.cache.shared_memory import Progress, SharedMemory
+from cbd_fast.shards.reader import ShardReader
 from cbd_fast.system import available_bytes
 
-NUM_PASSES = 20  # over what is left; the room that remains is then less than a few pictures
-ALIGNMENT = 64  # bytes; a picture begins on a line of the processor's cache
+NUM_PASSES = 20  # over what is left; the room that remains is then less than a few images
+ALIGNMENT = 64  # bytes; an image begins on a line of the processor's cache
 
-# row numbers to pictures, (height, width, 3) uint8, or None where there is none
+# row numbers to images, (height, width, 3) uint8, or None where there is none
 DecodeWhole = Callable[[np.ndarray], list[torch.Tensor | None]]
 
 
-def choose_resident(
-    rows: np.ndarray, draw_shares: np.ndarray, *, share: float | None = None, gigabytes: float | None = None
+def choose_cached(
+    rows: np.ndarray, draw_fractions: np.ndarray, *, fraction: float | None = None, gigabytes: float | None = None
 ) -> np.ndarray:
-    """The pictures that serve the most draws per byte: a greedy choice, best first, until the limit.
+    """The images that serve the most draws per byte: a greedy choice, best first, until the limit.
 
     Args:
         rows: the index.
-        draw_shares: ``(num_classes,)`` share of all draws that falls on each picture of a class.
-        share: of the pictures, 0 to 1; or
+        draw_fractions: ``(num_classes,)`` fraction of all draws that falls on each image of a class.
+        fraction: of the images, 0 to 1; or
         gigabytes: of memory, in units of 10**9 bytes.
 
     Returns:
@@ -39,20 +39,20 @@ def choose_resident(
     Raises:
         InputError: both limits or an impossible one.
     """
-    if share is not None and gigabytes is not None:
-        raise InputError(f"resident={share:g} and resident_gb={gigabytes:g}: set one of them")
-    if share is not None and not 0 <= share <= 1:
-        raise InputError(f"resident={share:g}: must be from 0 to 1, a share of the pictures")
+    if fraction is not None and gigabytes is not None:
+        raise InputError(f"cache={fraction:g} and cache_gb={gigabytes:g}: set one of them")
+    if fraction is not None and not 0 <= fraction <= 1:
+        raise InputError(f"cache={fraction:g}: must be from 0 to 1, a fraction of the images")
     if gigabytes is not None and not gigabytes >= 0:
-        raise InputError(f"resident_gb={gigabytes:g}: must be 0 or more")
-    num_bytes = picture_bytes(rows)
-    usable = num_bytes > 0  # quarantined pictures have no size
+        raise InputError(f"cache_gb={gigabytes:g}: must be 0 or more")
+    num_bytes = image_bytes(rows)
+    usable = num_bytes > 0  # quarantined images have no size
     # float32 is enough to compare by, and half the memory
     value = np.zeros(len(rows), np.float32)
-    np.divide(draw_shares[rows["label"]], num_bytes, out=value, where=usable, casting="same_kind")
+    np.divide(draw_fractions[rows["label"]], num_bytes, out=value, where=usable, casting="same_kind")
     best_first = np.argsort(-value, kind="stable")[: np.count_nonzero(usable)]
-    if share is not None:
-        return np.sort(best_first[: int(share * len(rows))])
+    if fraction is not None:
+        return np.sort(best_first[: int(fraction * len(rows))])
     return np.sort(_first_that_fit(best_first, _aligned(num_bytes) + 1, int((gigabytes or 0) * 10**9)))
 
 
@@ -71,56 +71,56 @@ def _first_that_fit(candidates: np.ndarray, num_bytes: np.ndarray, room: int) ->
     return np.concatenate(taken)
 
 
-def picture_bytes(rows: np.ndarray) -> np.ndarray:
-    """``(n,)`` int64, decoded size of each picture of the index."""
+def image_bytes(rows: np.ndarray) -> np.ndarray:
+    """``(n,)`` int64, decoded size of each image of the index."""
     return rows["width"].astype(np.int64) * rows["height"] * 3
 
 
 def block_bytes(rows: np.ndarray) -> int:
-    """What keeping these pictures of the index takes: their pixels, and for each whether it is there."""
-    return int(_aligned(picture_bytes(rows)).sum()) + len(rows)
+    """What keeping these images of the index takes: their pixels, and for each whether it is there."""
+    return int(_aligned(image_bytes(rows)).sum()) + len(rows)
 
 
 def require_possible(rows: np.ndarray, *, on_gpu: bool, decodes_on_gpu: bool) -> None:
-    """Refuses pictures that cannot be kept.
+    """Refuses images that cannot be kept.
 
     Raises:
         InputError: no rows, or they are to be kept on a GPU where nothing is decoded on one.
     """
     if on_gpu and not decodes_on_gpu:
         raise InputError(
-            "resident_on_gpu: pictures are not decoded on a GPU here, so there they would be of no use; it needs a "
+            "cache_on_gpu: images are not decoded on a GPU here, so there they would be of no use; it needs a "
             "GPU and decoder=dali"
         )
     if not len(rows):
-        raise InputError("resident: the limit has no room for a single picture; raise resident or resident_gb")
+        raise InputError("cache: the limit has no room for a single image; raise cache or cache_gb")
 
 
-def require_room(num_pictures: int, num_bytes: int, available: int, where: str) -> None:
-    """Refuses resident pictures for which there is no memory.
+def require_room(num_images: int, num_bytes: int, available: int, where: str) -> None:
+    """Refuses cached images for which there is no memory.
 
     Raises:
         InputError: ``num_bytes`` is more than ``available``.
     """
     if num_bytes > available:
         raise InputError(
-            f"{num_pictures:,} resident pictures need {num_bytes / 1e9:,.3g} GB, but {where} has only "
-            f"{available / 1e9:,.3g} GB left; lower resident or resident_gb, or store smaller pictures "
+            f"{num_images:,} cached images need {num_bytes / 1e9:,.3g} GB, but {where} has only "
+            f"{available / 1e9:,.3g} GB left; lower cache or cache_gb, or store smaller images "
             "(make_shards.py --short-side)"
         )
 
 
-class Resident:
-    """Decoded pictures in one block of memory: of the machine, shared by its processes, or of this process's GPU.
+class DecodedCache:
+    """Decoded images in one block of memory: of the machine, shared by its processes, or of this process's GPU.
 
     Attributes:
-        rows: ``(n,)`` int64, the pictures that were asked for, ascending.
+        rows: ``(n,)`` int64, the images that were asked for, ascending.
         num_bytes: of the block.
     """
 
     def __init__(
         self,
-        shards: ShardSet,
+        shards: ShardReader,
         rows: np.ndarray,
         *,
         device: torch.device,
@@ -130,18 +130,18 @@ class Resident:
         mapping: Callable[..., Iterable[int]],
         on_progress: Progress,
     ) -> None:
-        """Decodes the pictures, or finds them decoded by another process of this machine.
+        """Decodes the images, or finds them decoded by another process of this machine.
 
         Args:
-            shards: of the pictures.
+            shards: of the images.
             rows: ``(n,)`` int64, ascending, at least one.
             device: where the block is to be.
-            decode: decodes pictures whole, exactly as batches are decoded; those that it cannot are left out, and
+            decode: decodes images whole, exactly as batches are decoded; those that it cannot are left out, and
                 treated in batches as bad ones always are.
             decoder_name: what ``decode`` is: its pixels are shared only with the same.
-            group_size: pictures that are decoded at a time.
+            group_size: images that are decoded at a time.
             mapping: ``map``, or that of a pool whose threads are to decode.
-            on_progress: told how many pictures of how many are done.
+            on_progress: told how many images of how many are done.
 
         Raises:
             InputError: there is not as much memory.
@@ -149,16 +149,16 @@ class Resident:
         self.rows = rows
         places = shards.index.rows[rows]
         self._shapes = np.stack([places["height"], places["width"]], axis=1).astype(np.int64)
-        ends = np.cumsum(_aligned(picture_bytes(places)))
+        ends = np.cumsum(_aligned(image_bytes(places)))
         self._offsets = np.concatenate([[0], ends])
-        # behind the pictures one byte for each: whether it is there
+        # behind the images one byte for each: whether it is there
         self.num_bytes = block_bytes(places)
-        self._shared: SharedBlock | None = None
+        self._shared: SharedMemory | None = None
         in_file_order = np.lexsort((places["offset"], places["shard"]))
         groups = np.array_split(in_file_order, -(-len(rows) // group_size))
 
         def fill(data: torch.Tensor, on_progress: Progress) -> None:
-            """Decodes all pictures into the block."""
+            """Decodes all images into the block."""
             if data.device.type == "cpu":
                 require_room(len(rows), self.num_bytes, available_bytes(), "this machine")
             is_there = data[int(ends[-1]) :]
@@ -168,9 +168,9 @@ class Resident:
                 if number + 1 < len(groups):
                     shards.read_ahead(rows[groups[number + 1]].tolist())
                 slots = groups[number]
-                for slot, picture in zip(slots.tolist(), decode(rows[slots]), strict=True):
-                    if picture is not None and picture.shape[:2] == tuple(self._shapes[slot]):
-                        self._view(data, slot).copy_(picture)
+                for slot, image in zip(slots.tolist(), decode(rows[slots]), strict=True):
+                    if image is not None and image.shape[:2] == tuple(self._shapes[slot]):
+                        self._view(data, slot).copy_(image)
                         is_there[slot] = 1
                 return len(slots)
 
@@ -189,7 +189,7 @@ class Resident:
             name = hashlib.sha256(f"{shards.manifest.fingerprint} {shards.split} {decoder_name}".encode())
             name.update(places.tobytes())
             name.update(rows.tobytes())
-            self._shared = SharedBlock(name.hexdigest()[:32], self.num_bytes, fill, on_progress)
+            self._shared = SharedMemory(name.hexdigest()[:32], self.num_bytes, fill, on_progress)
             data = self._shared.data
         self._is_there = data[int(ends[-1]) :].cpu().numpy().astype(bool)
         self._data = data
@@ -198,11 +198,11 @@ class Resident:
         return len(self.rows)
 
     def slots(self, rows: np.ndarray) -> np.ndarray:
-        """``(B,)`` rows of the index to ``(B,)`` places in the block; -1 where a picture is not in it."""
+        """``(B,)`` rows of the index to ``(B,)`` places in the block; -1 where an image is not in it."""
         slots = np.minimum(np.searchsorted(self.rows, rows), len(self.rows) - 1)
         return np.where((self.rows[slots] == rows) & self._is_there[slots], slots, -1)
 
-    def picture(self, slot: int) -> torch.Tensor:
+    def image(self, slot: int) -> torch.Tensor:
         """``(height, width, 3)`` uint8, a view of the block."""
         return self._view(self._data, slot)
 

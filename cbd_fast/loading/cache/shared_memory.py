@@ -26,7 +26,7 @@ LOOK_EVERY_SECONDS = 0.2
 Progress = Callable[[int, int], None]
 
 
-class SharedBlock:
+class SharedMemory:
     """Bytes that are filled once per machine and then only read.
 
     Attributes:

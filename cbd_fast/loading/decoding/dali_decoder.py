@@ -21,8 +21,8 @@ from cbd_fast.loading.decoding.torch_decoder import Crops, Decoder, Source, crop
 class DaliDecoder:
     """DALI pipelines used as functions.
 
-    A picture that DALI cannot decode makes its pipeline invalid for good. The pipeline is then built again, and that
-    batch is decoded by the reference decoder, which says which picture it was.
+    An image that DALI cannot decode makes its pipeline invalid for good. The pipeline is then built again, and that
+    batch is decoded by the reference decoder, which says which image it was.
 
     Every thread that calls has pipelines of its own. Where DALI only decodes, the parallelism is over threads; where it
     does all, two batches can be under way at a time.
@@ -35,7 +35,7 @@ class DaliDecoder:
         device: torch.device,
         batch_size: int,
         image_size: int,
-        pads: bool,
+        allow_padding: bool,
         num_threads: int = 1,
         does_all: bool | None = None,
     ) -> None:
@@ -44,9 +44,9 @@ class DaliDecoder:
         Args:
             reference: decodes the batches that DALI cannot.
             device: where to decode; the crops are there.
-            batch_size: pictures of the largest batch.
+            batch_size: images of the largest batch.
             image_size: side of the crops in pixels.
-            pads: whether boxes may reach over the picture's edges.
+            allow_padding: whether boxes may reach over the image's edges.
             num_threads: of each pipeline.
             does_all: whether DALI also cuts and resizes; by default on a GPU.
 
@@ -55,9 +55,9 @@ class DaliDecoder:
         """
         self._reference, self._device, self._image_size = reference, device, image_size
         self._does_all = device.type == "cuda" if does_all is None else does_all
-        # A GPU decodes whole pictures: its hardware engines do so anyway, and the nvImageCodec 0.9 of DALI 2.4 fails
+        # A GPU decodes whole images: its hardware engines do so anyway, and the nvImageCodec 0.9 of DALI 2.4 fails
         # on regions (NVIDIA/nvImageCodec issue 55).
-        self._decodes_boxes = not self._does_all and not pads
+        self._decodes_boxes = not self._does_all and not allow_padding
         self._settings: dict[str, Any] = {"batch_size": batch_size, "num_threads": num_threads, "device": device}
         self._pipelines: Any = threading.local()
         self._pipeline("crop_files" if self._does_all else self._decoding)
@@ -80,9 +80,9 @@ class DaliDecoder:
                 decoded = self._run(self._decoding, encoded, boxes)
                 return [torch.from_numpy(np.asarray(decoded[place]).copy()) for place in range(len(encoded))]
             decoded = self._run("decode", encoded, boxes)
-            pictures = [torch.from_dlpack(decoded[place]).clone() for place in range(len(encoded))]
+            images = [torch.from_dlpack(decoded[place]).clone() for place in range(len(encoded))]
             self._wait()
-            return list(pictures)
+            return list(images)
         except RuntimeError:
             if len(encoded) == 1:
                 return self._reference.whole(encoded, sizes)
@@ -93,7 +93,7 @@ class DaliDecoder:
         size = self._image_size
         pixels = torch.empty((len(plan), size, size, 3), dtype=torch.uint8, device=self._device)
         are_files = np.array([isinstance(source, np.ndarray) for source in sources])
-        for task, chosen in (("crop_files", are_files), ("crop_pictures", ~are_files)):
+        for task, chosen in (("crop_files", are_files), ("crop_images", ~are_files)):
             positions = np.flatnonzero(chosen)
             if len(positions):
                 part = [sources[position] for position in positions.tolist()]
@@ -109,8 +109,8 @@ class DaliDecoder:
         files = [position for position, source in enumerate(sources) if isinstance(source, np.ndarray)]
         decoded = self._run(self._decoding, [sources[position] for position in files], plan.boxes[files])
         for place, position in enumerate(files):
-            picture, box = torch.from_numpy(np.asarray(decoded[place])), plan.boxes[position]
-            pixels[position] = resize(picture, size) if self._decodes_boxes else crop_and_resize(picture, box, size)
+            image, box = torch.from_numpy(np.asarray(decoded[place])), plan.boxes[position]
+            pixels[position] = resize(image, size) if self._decodes_boxes else crop_and_resize(image, box, size)
         for position, source in enumerate(sources):
             if isinstance(source, torch.Tensor):
                 pixels[position] = crop_and_resize(source, plan.boxes[position], size)

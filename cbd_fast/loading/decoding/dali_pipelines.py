@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-TASKS = ("crop_files", "crop_pictures", "decode", "decode_boxes")
+TASKS = ("crop_files", "crop_images", "decode", "decode_boxes")
 
 
 def build_pipeline(
@@ -19,13 +19,13 @@ def build_pipeline(
     """Builds a pipeline with the inputs ``sources`` and, but for ``decode``, ``anchors`` and ``shapes`` of boxes.
 
     Args:
-        task: ``crop_files`` (decode, cut, resize), ``crop_pictures`` (cut and resize what is decoded already),
-            ``decode`` (whole pictures) or ``decode_boxes`` (only the box; on the CPU).
+        task: ``crop_files`` (decode, cut, resize), ``crop_images`` (cut and resize what is decoded already),
+            ``decode`` (whole images) or ``decode_boxes`` (only the box; on the CPU).
         batch_size: of the largest batch.
         num_threads: that decode.
         device: where the result is.
         image_size: side of the crops in pixels.
-        are_sources_on_gpu: for ``crop_pictures``: where the pictures are.
+        are_sources_on_gpu: for ``crop_images``: where the images are.
 
     Raises:
         ImportError: DALI is not installed.
@@ -42,7 +42,7 @@ def build_pipeline(
         "adjust_orientation": False,
     }
     if is_on_gpu:
-        # by default a share of each batch goes to other code than the rest; which pictures, depends on the batch
+        # by default a fraction of each batch goes to other code than the rest; which images, depends on the batch
         decoding["hw_decoder_load"] = 1.0
     boxing: dict[str, Any] = {"axes": (0, 1), "normalized_anchor": False, "normalized_shape": False}
     pipeline = Pipeline(
@@ -52,7 +52,7 @@ def build_pipeline(
         prefetch_queue_depth=1,  # one batch in, one batch out
     )
     with pipeline:
-        if task == "crop_pictures":
+        if task == "crop_images":
             where = "gpu" if are_sources_on_gpu else "cpu"
             sources = fn.external_source(name="sources", dtype=types.UINT8, ndim=3, layout="HWC", device=where)
         else:
@@ -60,17 +60,17 @@ def build_pipeline(
         if task != "decode":
             anchors = fn.external_source(name="anchors", dtype=types.INT32, ndim=1)
             shapes = fn.external_source(name="shapes", dtype=types.INT32, ndim=1)
-        pictures = sources
+        images = sources
         if task == "decode_boxes":
-            pictures = fn.decoders.image_slice(sources, anchors, shapes, **boxing, **decoding)
-        elif task != "crop_pictures":
-            pictures = fn.decoders.image(sources, **decoding)
-        if task in ("crop_files", "crop_pictures"):
-            pictures = fn.slice(pictures, anchors, shapes, **boxing, out_of_bounds_policy="pad", fill_values=0)
-            if is_on_gpu and task == "crop_pictures" and not are_sources_on_gpu:
-                pictures = pictures.gpu()  # only the box travels
+            images = fn.decoders.image_slice(sources, anchors, shapes, **boxing, **decoding)
+        elif task != "crop_images":
+            images = fn.decoders.image(sources, **decoding)
+        if task in ("crop_files", "crop_images"):
+            images = fn.slice(images, anchors, shapes, **boxing, out_of_bounds_policy="pad", fill_values=0)
+            if is_on_gpu and task == "crop_images" and not are_sources_on_gpu:
+                images = images.gpu()  # only the box travels
             size = [image_size, image_size]
-            pictures = fn.resize(pictures, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
-        pipeline.set_outputs(pictures)
+            images = fn.resize(images, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
+        pipeline.set_outputs(images)
     pipeline.build()
     return pipeline

@@ -1,6 +1,6 @@
 """Bytes and a Plan to uint8 crops on CPU threads: the reference of the decoders' contract.
 
-A decoder is a pure function. It decodes the box of every picture, resizes it with bilinear antialiasing to the
+A decoder is a pure function. It decodes the box of every image, resizes it with bilinear antialiasing to the
 model's input and ignores orientation tags. PyTorch's and torchvision's code leaves the interpreter's lock, so threads
 are enough to decode many at a time.
 """
@@ -13,9 +13,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from cbd_fast.errors import first_line
 from cbd_fast.loading.augment import Plan
 from cbd_fast.shards.reference_decoder import decode_rgb
-from cbd_fast.shards.writing.validate_image import first_line
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Crops:
     bad: dict[int, str]
 
 
-# a picture's file, (num_bytes,) uint8, or the picture itself, decoded before: (height, width, 3) uint8
+# an image's file, (num_bytes,) uint8, or the image itself, decoded before: (height, width, 3) uint8
 Source = np.ndarray | torch.Tensor
 
 
@@ -39,22 +39,22 @@ class Decoder(Protocol):
     """The contract; may be called from several threads."""
 
     def __call__(self, sources: Sequence[Source], plan: Plan) -> Crops:
-        """Makes crops of pictures: of each its file, or what ``whole`` made of that, and its box in the plan."""
+        """Makes crops of images: of each its file, or what ``whole`` made of that, and its box in the plan."""
 
     def whole(self, encoded: Sequence[np.ndarray], sizes: np.ndarray) -> list[torch.Tensor | str]:
-        """Decodes whole pictures.
+        """Decodes whole images.
 
         Args:
             encoded: files, each ``(num_bytes,)`` uint8.
             sizes: ``(n, 2)`` heights and widths in pixels.
 
         Returns:
-            Of each file its picture, ``(height, width, 3)`` uint8, or the reason why there is none.
+            Of each file its image, ``(height, width, 3)`` uint8, or the reason why there is none.
         """
 
 
 class TorchDecoder:
-    """Decodes with torchvision and resizes with PyTorch, one picture after the other in the thread that calls."""
+    """Decodes with torchvision and resizes with PyTorch, one image after the other in the thread that calls."""
 
     def __init__(self, image_size: int) -> None:
         """``image_size``: side of the crops in pixels."""
@@ -65,11 +65,11 @@ class TorchDecoder:
         pixels = torch.empty((len(plan), size, size, 3), dtype=torch.uint8)
         bad = {}
         for position, (source, box) in enumerate(zip(sources, plan.boxes, strict=True)):
-            picture = source.cpu() if isinstance(source, torch.Tensor) else _decoded(source)
-            if isinstance(picture, str):
-                bad[position] = picture
+            image = source.cpu() if isinstance(source, torch.Tensor) else _decoded(source)
+            if isinstance(image, str):
+                bad[position] = image
             else:
-                pixels[position] = crop_and_resize(picture, box, size)
+                pixels[position] = crop_and_resize(image, box, size)
         return Crops(pixels, bad)
 
     def whole(self, encoded: Sequence[np.ndarray], sizes: np.ndarray) -> list[torch.Tensor | str]:
@@ -77,22 +77,22 @@ class TorchDecoder:
 
 
 def _decoded(data: np.ndarray) -> torch.Tensor | str:
-    """A picture, ``(height, width, 3)`` uint8, or why there is none."""
+    """An image, ``(height, width, 3)`` uint8, or why there is none."""
     try:
-        picture = decode_rgb(data)
+        image = decode_rgb(data)
     except RuntimeError as error:
         return first_line(error)
-    if picture.dtype != torch.uint8:
-        return f"has {picture.dtype} pixels; shards hold pictures of 8 bits"
-    return picture.permute(1, 2, 0)
+    if image.dtype != torch.uint8:
+        return f"has {image.dtype} pixels; shards hold images of 8 bits"
+    return image.permute(1, 2, 0)
 
 
-def crop_and_resize(picture: torch.Tensor, box: np.ndarray, image_size: int) -> torch.Tensor:
-    """Cuts one box out of one picture.
+def crop_and_resize(image: torch.Tensor, box: np.ndarray, image_size: int) -> torch.Tensor:
+    """Cuts one box out of one image.
 
     Args:
-        picture: ``(height, width, 3)`` uint8.
-        box: top, left, height, width; what it covers outside the picture is black.
+        image: ``(height, width, 3)`` uint8.
+        box: top, left, height, width; what it covers outside the image is black.
         image_size: side of the crop in pixels.
 
     Returns:
@@ -100,27 +100,27 @@ def crop_and_resize(picture: torch.Tensor, box: np.ndarray, image_size: int) -> 
     """
     top, left, height, width = (int(number) for number in box)
     bottom, right = top + height, left + width
-    crop = picture[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
+    crop = image[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
     if crop.shape[:2] != (height, width):
-        inside, crop = crop, picture.new_zeros((height, width, 3))
+        inside, crop = crop, image.new_zeros((height, width, 3))
         below, beside = max(-top, 0), max(-left, 0)
         crop[below : below + inside.shape[0], beside : beside + inside.shape[1]] = inside
     return resize(crop, image_size)
 
 
-def resize(picture: torch.Tensor, image_size: int) -> torch.Tensor:
+def resize(image: torch.Tensor, image_size: int) -> torch.Tensor:
     """Bilinear with antialiasing.
 
     Args:
-        picture: ``(height, width, 3)`` uint8.
+        image: ``(height, width, 3)`` uint8.
         image_size: side of the result in pixels.
 
     Returns:
         ``(image_size, image_size, 3)`` uint8.
     """
-    if picture.shape[:2] == (image_size, image_size):
-        return picture
+    if image.shape[:2] == (image_size, image_size):
+        return image
     # unsqueezed before it is permuted, PyTorch knows it as channels-last and returns the same, without two copies
-    batch = picture.unsqueeze(0).permute(0, 3, 1, 2)
+    batch = image.unsqueeze(0).permute(0, 3, 1, 2)
     resized = F.interpolate(batch, (image_size, image_size), mode="bilinear", antialias=True)
     return resized[0].permute(1, 2, 0)

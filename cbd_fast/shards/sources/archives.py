@@ -1,4 +1,4 @@
-"""Layouts of many pictures in one file: handwritten digits and CIFAR."""
+"""Layouts of many images in one file: handwritten digits and CIFAR."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,11 +8,11 @@ from PIL import Image
 
 from cbd_fast.errors import InputError
 from cbd_fast.shards.long_tail import choice_key, exponential_counts
-from cbd_fast.shards.sources.base import SourcePicture
+from cbd_fast.shards.sources.base import SourceImage
 from cbd_fast.shards.sources.image_folder import Source
 from cbd_fast.shards.writing.validate_image import encode_png
 
-DIGITS_NUM_LARGEST = 124  # the rarest digit has 174 pictures, of which 50 are for testing
+DIGITS_NUM_LARGEST = 124  # the rarest digit has 174 images, of which 50 are for testing
 DIGITS_NUM_TEST_PER_CLASS = 50
 DIGITS_IMBALANCE = 100.0
 DIGITS_SIZE = 32
@@ -21,28 +21,28 @@ DIGITS_SIZE = 32
 def digits_source(seed: int) -> Source:
     """The 1797 handwritten digits of scikit-learn, 8 x 8 upscaled to 32 x 32, as a long-tailed set of imbalance 100.
 
-    50 pictures of each class are for testing; of the others the classes 0 to 9 keep 124 down to 1.
+    50 images of each class are for testing; of the others the classes 0 to 9 keep 124 down to 1.
     """
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise InputError(
-            "the source 'digits' needs scikit-learn, which ships the pictures: pip install 'cbd-fast[digits]'"
+            "the source 'digits' needs scikit-learn, which ships the images: pip install 'cbd-fast[digits]'"
         ) from error
     digits = load_digits()
 
-    def pictures() -> Iterator[SourcePicture]:
+    def images() -> Iterator[SourceImage]:
         for label, count in enumerate(exponential_counts(DIGITS_NUM_LARGEST, 10, DIGITS_IMBALANCE)):
             names = {f"{label}/{number:04d}.png": number for number in np.flatnonzero(digits.target == label)}
             chosen = sorted(names, key=lambda name: choice_key(seed, name))
             for place, name in enumerate(chosen[: DIGITS_NUM_TEST_PER_CLASS + count]):
                 split = "test" if place < DIGITS_NUM_TEST_PER_CLASS else "train"
-                yield _made_picture(split, name, label, _digit(digits.images[names[name]]))
+                yield _made_image(split, name, label, _digit(digits.images[names[name]]))
 
     return Source(
         kind="digits",
         classes=[str(label) for label in range(10)],
-        pictures=pictures,
+        images=images,
         options={"imbalance": DIGITS_IMBALANCE},
     )
 
@@ -70,17 +70,17 @@ def cifar_source(kind: str, root: Path) -> Source:
         ) from error
     classes = splits["train"].classes
 
-    def pictures() -> Iterator[SourcePicture]:
+    def images() -> Iterator[SourceImage]:
         for split, data in splits.items():
             for number, (pixels, label) in enumerate(zip(data.data, data.targets, strict=True)):
-                yield _made_picture(split, f"{classes[label]}/{number:05d}.png", label, pixels)
+                yield _made_image(split, f"{classes[label]}/{number:05d}.png", label, pixels)
 
-    return Source(kind=kind, classes=list(classes), pictures=pictures)
+    return Source(kind=kind, classes=list(classes), images=images)
 
 
-def _made_picture(split: str, name: str, label: int, pixels: np.ndarray) -> SourcePicture:
+def _made_image(split: str, name: str, label: int, pixels: np.ndarray) -> SourceImage:
     data = encode_png(pixels)
-    return SourcePicture(split=split, name=name, label=label, num_bytes=len(data), data=data)
+    return SourceImage(split=split, name=name, label=label, num_bytes=len(data), data=data)
 
 
 def _digit(values: np.ndarray) -> np.ndarray:

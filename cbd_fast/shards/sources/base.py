@@ -1,4 +1,4 @@
-"""What a source offers: one picture, not yet read."""
+"""What a source suggestions: one image, not yet read."""
 
 import os
 import stat
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 SPLITS = ("train", "val", "test")
 MAX_LABEL = 2**24  # a larger one is something else, and the classes up to it would not fit into memory
-MAX_FILE_BYTES = 2**30  # no picture is larger
+MAX_FILE_BYTES = 2**30  # no image is larger
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SourcePicture:
-    """A picture that was offered, not yet read.
+class SourceImage:
+    """An image that was offered, not yet read.
 
     Attributes:
         split: ``train``, ``val`` or ``test``.
@@ -19,7 +19,7 @@ class SourcePicture:
         label: number of the class, or its name where the source does not know the classes beforehand.
         num_bytes: size of the file; None if there is no such file.
         path: the file that holds it, or None if ``data`` does.
-        offset: of its first byte, where the file holds more than this picture.
+        offset: of its first byte, where the file holds more than this image.
         data: its bytes, where no file holds them.
         facts: what else the source knows, as a JSON object for the shard.
         mtime_ns: when the file was last changed.
@@ -36,7 +36,7 @@ class SourcePicture:
     mtime_ns: int = 0
 
     def read(self) -> bytes:
-        """The picture's file.
+        """The image's file.
 
         Raises:
             OSError: it cannot be read.
@@ -51,7 +51,7 @@ class SourcePicture:
                 raise OSError("not a regular file")
             size = status.st_size if self.offset is None else self.num_bytes or 0
             if size > MAX_FILE_BYTES:
-                raise OSError(f"{size:,} bytes, which is no picture")
+                raise OSError(f"{size:,} bytes, which is no image")
             data = os.pread(descriptor, size, self.offset or 0)
         finally:
             os.close(descriptor)

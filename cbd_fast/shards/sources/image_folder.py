@@ -1,4 +1,4 @@
-"""Layouts of one file per picture, each turned into the same stream of pictures."""
+"""Layouts of one file per image, each turned into the same stream of images."""
 
 import os
 import posixpath
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from cbd_fast.errors import InputError
-from cbd_fast.shards.sources.base import MAX_LABEL, SourcePicture
+from cbd_fast.shards.sources.base import MAX_LABEL, SourceImage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,17 +17,17 @@ class Source:
 
     Attributes:
         kind: name of the layout.
-        classes: their names in the order of their numbers; None if the labels of the pictures tell.
-        pictures: gives what is offered, one after the other.
-        roots: folders that must stay there while the pictures are read.
+        classes: their names in the order of their numbers; None if the labels of the images tell.
+        images: gives what is offered, one after the other.
+        roots: folders that must stay there while the images are read.
         searched: folders in which everything found is taken, so that nothing else may be written there.
-        options: what else decided which pictures are offered.
+        options: what else decided which images are offered.
         notes: what people should know of the splits; they go into the manifest.
     """
 
     kind: str
     classes: list[str] | None
-    pictures: Callable[[], Iterator[SourcePicture]]
+    images: Callable[[], Iterator[SourceImage]]
     roots: list[Path] = field(default_factory=list)
     searched: list[Path] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
@@ -50,31 +50,31 @@ def folder_source(roots: dict[str, Path]) -> Source:
         if unknown := sorted(set(by_name) - set(label_of)):
             raise InputError(
                 f"{roots[split]}: {len(unknown)} classes that {roots['train']} lacks, such as {_some(unknown)}; "
-                f"a model cannot learn them: add training pictures or remove them from {split}"
+                f"a model cannot learn them: add training images or remove them from {split}"
             )
 
-    def pictures() -> Iterator[SourcePicture]:
+    def offered() -> Iterator[SourceImage]:
         for split, by_name in folders.items():
             is_empty = True
             for name, folder in by_name.items():
                 for file in _files_below(folder):
                     is_empty = False
-                    yield file_picture(split, roots[split], f"{name}/{file}", label_of[name])
+                    yield file_image(split, roots[split], f"{name}/{file}", label_of[name])
             if is_empty:
                 raise InputError(f"{roots[split]}: its class folders hold no files")
 
     searched = list(roots.values())
-    return Source(kind="folder", classes=classes, pictures=pictures, roots=searched, searched=searched)
+    return Source(kind="folder", classes=classes, images=offered, roots=searched, searched=searched)
 
 
 def list_source(images: Path, lists: dict[str, Path], classes_file: Path | None = None) -> Source:
-    """Text files with a line ``relative/path label`` per picture, as ImageNet-LT and Places-LT are published.
+    """Text files with a line ``relative/path label`` per image, as ImageNet-LT and Places-LT are published.
 
     Args:
         images: the folder that the paths start from.
         lists: the file of each split.
         classes_file: names of the classes, one per line; by default each class is named after the one folder that
-            its training pictures are in, or if there is no such folder, by its number.
+            its training images are in, or if there is no such folder, by its number.
 
     Raises:
         InputError: a file is missing, or a line is not a path and a label.
@@ -95,7 +95,7 @@ def list_source(images: Path, lists: dict[str, Path], classes_file: Path | None 
                 f"{classes_file}: names {len(classes)} classes, but {lists['train']} has labels up to {num_classes - 1}"
             )
 
-    def pictures() -> Iterator[SourcePicture]:
+    def offered() -> Iterator[SourceImage]:
         for split, path in lists.items():
             for name, label in _listed(path, images):
                 if label >= len(classes):
@@ -103,13 +103,13 @@ def list_source(images: Path, lists: dict[str, Path], classes_file: Path | None 
                         f"{path}: {name!r} has label {label}, but {lists['train']} has only labels up to "
                         f"{len(classes) - 1}; a model cannot learn the class"
                     )
-                yield file_picture(split, images, name, label)
+                yield file_image(split, images, name, label)
 
-    return Source(kind="list", classes=classes, pictures=pictures, roots=[images])
+    return Source(kind="list", classes=classes, images=offered, roots=[images])
 
 
 def tiny_imagenet_source(root: Path) -> Source:
-    """``tiny-imagenet-200`` as Stanford's CS231n published it; its validation pictures are for testing.
+    """``tiny-imagenet-200`` as Stanford's CS231n published it; its validation images are for testing.
 
     Raises:
         InputError: a file is missing or names an unknown class.
@@ -119,12 +119,12 @@ def tiny_imagenet_source(root: Path) -> Source:
     label_of = {name: label for label, name in enumerate(classes)}
     words = dict(line.split("\t", 1) for line in _lines(root / "words.txt") if "\t" in line)
 
-    def pictures() -> Iterator[SourcePicture]:
+    def offered() -> Iterator[SourceImage]:
         for name, label in label_of.items():
             folder = root / "train" / name / "images"
             check_folder(folder)
             for file in _files_below(folder):
-                yield file_picture("train", root, f"train/{name}/images/{file}", label)
+                yield file_image("train", root, f"train/{name}/images/{file}", label)
         annotations = root / "val" / "val_annotations.txt"
         for number, line in enumerate(_lines(annotations), 1):
             if not line:
@@ -132,20 +132,20 @@ def tiny_imagenet_source(root: Path) -> Source:
             file, *rest = line.split("\t")
             if not rest or rest[0] not in label_of:
                 raise InputError(f"{annotations}: line {number}: {line!r} is not a file and a class of wnids.txt")
-            yield file_picture("test", root, f"val/images/{file}", label_of[rest[0]])
+            yield file_image("test", root, f"val/images/{file}", label_of[rest[0]])
 
     return Source(
         kind="tiny-imagenet",
         classes=[f"{name} {words[name]}" if name in words else name for name in classes],
-        pictures=pictures,
+        images=offered,
         roots=[root],
         searched=[root],
         notes=["test: the published val; the labels of the published test were never released"],
     )
 
 
-def file_picture(split: str, root: Path, name: str, label: int) -> SourcePicture:
-    """A picture that has a file of its own, ``name`` below ``root``."""
+def file_image(split: str, root: Path, name: str, label: int) -> SourceImage:
+    """An image that has a file of its own, ``name`` below ``root``."""
     path = os.path.join(os.path.abspath(root), name)
     try:
         status = os.stat(path)
@@ -153,7 +153,7 @@ def file_picture(split: str, root: Path, name: str, label: int) -> SourcePicture
         mtime_ns = status.st_mtime_ns
     except (OSError, ValueError):  # missing, a dangling link, or no possible name of a file
         num_bytes, mtime_ns = None, 0
-    return SourcePicture(split=split, name=name, label=label, num_bytes=num_bytes, path=path, mtime_ns=mtime_ns)
+    return SourceImage(split=split, name=name, label=label, num_bytes=num_bytes, path=path, mtime_ns=mtime_ns)
 
 
 def read_classes(path: Path) -> list[str]:
@@ -179,7 +179,7 @@ def _listed(path: Path, images: Path) -> Iterator[tuple[str, int]]:
         is_empty = False
         yield plain_name(name.rstrip(), images), int(label)
     if is_empty:
-        raise InputError(f"{path}: lists no pictures")
+        raise InputError(f"{path}: lists no images")
 
 
 def plain_name(name: str, root: Path) -> str:
@@ -211,7 +211,7 @@ def _class_folders(root: Path) -> dict[str, Path]:
     except OSError as error:
         _refuse(error)
     if not folders:
-        raise InputError(f"{root}: holds no class folders; it should hold one folder of pictures per class")
+        raise InputError(f"{root}: holds no class folders; it should hold one folder of images per class")
     for name in folders:
         if not name.isprintable():  # control characters, or bytes that are not UTF-8
             raise InputError(f"{root}: the class folder {os.fsencode(name)!r} has no printable UTF-8 name; rename it")

@@ -1,4 +1,4 @@
-"""The iNaturalist competitions: pictures in folders, classes in JSON files of the COCO form."""
+"""The iNaturalist competitions: images in folders, classes in JSON files of the COCO form."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,17 +7,16 @@ from typing import Any
 import ijson
 import numpy as np
 
-from cbd_fast.errors import InputError
-from cbd_fast.shards.sources.base import SourcePicture
-from cbd_fast.shards.sources.image_folder import Source, check_folder, file_picture, plain_name
-from cbd_fast.shards.writing.validate_image import first_line
+from cbd_fast.errors import InputError, first_line
+from cbd_fast.shards.sources.base import SourceImage
+from cbd_fast.shards.sources.image_folder import Source, check_folder, file_image, plain_name
 
 
 def inaturalist_source(images: Path, annotations: dict[str, Path]) -> Source:
     """The competitions' JSON of 2017, 2018, 2019 and 2021: ``images``, ``annotations`` and ``categories``.
 
     Args:
-        images: the folder that the ``file_name`` of each picture starts from.
+        images: the folder that the ``file_name`` of each image starts from.
         annotations: the file of each split; that of ``train`` has the categories.
 
     Raises:
@@ -32,7 +31,7 @@ def inaturalist_source(images: Path, annotations: dict[str, Path]) -> Source:
         raise InputError(f"{annotations['train']}: has no 'categories'; the file of training annotations should")
     label_of = {number: label for label, number in enumerate(sorted(categories))}
 
-    def pictures() -> Iterator[SourcePicture]:
+    def offered() -> Iterator[SourceImage]:
         for split, path in annotations.items():
             category_of = _categories_by_image(path)
             num_found = 0
@@ -44,7 +43,7 @@ def inaturalist_source(images: Path, annotations: dict[str, Path]) -> Source:
                         + ("no annotation" if category is None else f"the unknown category {category}")
                     )
                 num_found += 1
-                yield file_picture(split, images, plain_name(image["file_name"], images), label_of[category])
+                yield file_image(split, images, plain_name(image["file_name"], images), label_of[category])
             if num_found != len(category_of):
                 raise InputError(
                     f"{path}: {len(category_of)} annotated images, but 'images' has {num_found}; is the file whole?"
@@ -55,7 +54,7 @@ def inaturalist_source(images: Path, annotations: dict[str, Path]) -> Source:
     names = [categories[number] for number in sorted(categories)]
     if len(set(names)) < len(names):
         names = [f"{number} {categories[number]}" for number in sorted(categories)]
-    return Source(kind="inaturalist", classes=names, pictures=pictures, roots=[images], notes=notes)
+    return Source(kind="inaturalist", classes=names, images=offered, roots=[images], notes=notes)
 
 
 def _json_items(path: Path, prefix: str, **types: type) -> Iterator[dict[str, Any]]:
@@ -100,7 +99,7 @@ def _categories_by_image(path: Path) -> _Categories:
     except OverflowError as error:
         raise InputError(f"{path}: 'annotations' has ids of more than 64 bits") from error
     if not len(pairs):
-        raise InputError(f"{path}: has no 'annotations'; those of the competition's test pictures were not published")
+        raise InputError(f"{path}: has no 'annotations'; those of the competition's test images were not published")
     if len(np.unique(pairs[:, 0])) < len(pairs):
-        raise InputError(f"{path}: some images have several annotations; a picture here has one class")
+        raise InputError(f"{path}: some images have several annotations; an image here has one class")
     return _Categories(pairs)

@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from cbd_fast.errors import InputError
-from cbd_fast.shards.sources.base import SourcePicture
+from cbd_fast.shards.sources.base import SourceImage
 from cbd_fast.shards.sources.image_folder import Source, read_classes
 
 LABEL_EXTENSIONS = ("cls", "txt")
@@ -28,40 +28,40 @@ SPLIT_WORDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class TarLayout:
-    """How pictures, labels and splits of foreign shards are found.
+    """How images, labels and splits of foreign shards are found.
 
     Attributes:
         globs: pattern of each split's tars, below the folder; by default the words train, val and test in their
             paths tell, and without these every tar is for training.
-        picture: extension of the picture, where a sample has several; by default the one without a further dot.
+        image: extension of the image, where a sample has several; by default the one without a further dot.
         label_key: key of the label in ``.json``, with dots into nested objects; by default ``.cls`` or ``.txt``.
         classes_file: names of the classes, one per line.
     """
 
     globs: dict[str, str] = field(default_factory=dict)
-    picture: str | None = None
+    image: str | None = None
     label_key: str | None = None
     classes_file: Path | None = None
 
 
 def webdataset_source(folder: Path, layout: TarLayout) -> Source:
-    """Plain tars in the WebDataset convention: the members of a picture share their name up to its first dot.
+    """Plain tars in the WebDataset convention: the members of an image share their name up to its first dot.
 
     Raises:
-        InputError: there are no tars, they are compressed or damaged, or a picture has no label.
+        InputError: there are no tars, they are compressed or damaged, or an image has no label.
     """
     tars = webdataset_tars(folder, layout.globs)
     classes = read_classes(layout.classes_file) if layout.classes_file else None
     label_of = {name: label for label, name in enumerate(classes or [])}
     notes = [f"{split}: {len(paths)} tars, such as {paths[0]}" for split, paths in tars.items()]
 
-    def pictures() -> Iterator[SourcePicture]:
+    def images() -> Iterator[SourceImage]:
         for split, paths in tars.items():
             for path in paths:
-                for picture in _tar_pictures(folder, path, split, layout, notes):
-                    yield picture if classes is None else _numbered(picture, label_of, layout.classes_file)
+                for image in _tar_images(folder, path, split, layout, notes):
+                    yield image if classes is None else _numbered(image, label_of, layout.classes_file)
 
-    return Source(kind="webdataset", classes=classes, pictures=pictures, roots=[folder], searched=[folder], notes=notes)
+    return Source(kind="webdataset", classes=classes, images=images, roots=[folder], searched=[folder], notes=notes)
 
 
 def webdataset_tars(folder: Path, globs: dict[str, str]) -> dict[str, list[str]]:
@@ -98,25 +98,25 @@ def _split_of(path: str) -> str:
     return "train"
 
 
-def _tar_pictures(folder: Path, path: str, split: str, layout: TarLayout, notes: list[str]) -> Iterator[SourcePicture]:
+def _tar_images(folder: Path, path: str, split: str, layout: TarLayout, notes: list[str]) -> Iterator[SourceImage]:
     file = os.path.join(os.path.abspath(folder), path)
     mtime_ns = os.stat(file).st_mtime_ns
     without: list[str] = []
     try:
         with tarfile.open(file, "r:") as tar:
             for members in _samples(tar, file):
-                picture = _picture_of(members, file, layout.picture)
-                if picture is None:
+                image = _image_of(members, file, layout.image)
+                if image is None:
                     without.append(next(iter(members.values())).name)
                     continue
                 facts = _facts(tar, members["json"], file) if "json" in members else {}
-                yield SourcePicture(
+                yield SourceImage(
                     split=split,
-                    name=f"{path}/{picture.name}",
-                    label=_label(tar, file, picture.name, members, facts, layout.label_key),
-                    num_bytes=picture.size,
+                    name=f"{path}/{image.name}",
+                    label=_label(tar, file, image.name, members, facts, layout.label_key),
+                    num_bytes=image.size,
                     path=file,
-                    offset=picture.offset_data,
+                    offset=image.offset_data,
                     facts=json.dumps(facts) if facts else None,
                     mtime_ns=mtime_ns,
                 )
@@ -124,7 +124,7 @@ def _tar_pictures(folder: Path, path: str, split: str, layout: TarLayout, notes:
     except (OSError, tarfile.TarError) as error:
         raise InputError(f"{file}: not a whole tar ({error})") from error
     if without:
-        notes.append(f"{path}: {len(without)} samples without a picture are passed over, such as {without[0]}")
+        notes.append(f"{path}: {len(without)} samples without an image are passed over, such as {without[0]}")
 
 
 def _samples(tar: tarfile.TarFile, file: str) -> Iterator[dict[str, tarfile.TarInfo]]:
@@ -148,20 +148,20 @@ def _samples(tar: tarfile.TarFile, file: str) -> Iterator[dict[str, tarfile.TarI
         yield members
 
 
-def _picture_of(members: dict[str, tarfile.TarInfo], file: str, wanted: str | None) -> tarfile.TarInfo | None:
+def _image_of(members: dict[str, tarfile.TarInfo], file: str, wanted: str | None) -> tarfile.TarInfo | None:
     if wanted is not None:
         return members.get(wanted.lower())
-    found = [extension for extension in members if extension.rpartition(".")[2] in _picture_extensions()]
+    found = [extension for extension in members if extension.rpartition(".")[2] in _image_extensions()]
     if len(found) > 1:
         found = [extension for extension in found if "." not in extension] or found
     if len(found) > 1:
         name = members[found[0]].name
-        raise InputError(f"{file}: beside {name} there are other pictures ({found}); choose one with --picture")
+        raise InputError(f"{file}: beside {name} there are other images ({found}); choose one with --image")
     return members[found[0]] if found else None
 
 
 @cache
-def _picture_extensions() -> frozenset[str]:
+def _image_extensions() -> frozenset[str]:
     """Of all formats that Pillow reads, without the dot."""
     return frozenset(name[1:] for name, kind in Image.registered_extensions().items() if kind in Image.OPEN)
 
@@ -216,10 +216,10 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return content.read()
 
 
-def _numbered(picture: SourcePicture, label_of: dict[str, int], classes_file: Path | None) -> SourcePicture:
+def _numbered(image: SourceImage, label_of: dict[str, int], classes_file: Path | None) -> SourceImage:
     """With the number of its class, which may already be the label."""
-    text = str(picture.label)
+    text = str(image.label)
     label = int(text) if text.isdecimal() and text not in label_of else label_of.get(text, -1)
     if not 0 <= label < len(label_of):
-        raise InputError(f"{picture.name}: label {text!r} is not among the {len(label_of)} classes of {classes_file}")
-    return replace(picture, label=label)
+        raise InputError(f"{image.name}: label {text!r} is not among the {len(label_of)} classes of {classes_file}")
+    return replace(image, label=label)

@@ -1,4 +1,4 @@
-"""Listing: the pictures that a source offers, in an SQLite file, so that memory does not grow with their number."""
+"""Catalog: the images that a source suggestions, in an SQLite file, so that memory does not grow with their number."""
 
 import hashlib
 import os
@@ -13,24 +13,24 @@ import numpy as np
 
 from cbd_fast.errors import InputError
 from cbd_fast.shards.long_tail import LongTail, order_key
-from cbd_fast.shards.sources.base import MAX_LABEL, SPLITS, SourcePicture
+from cbd_fast.shards.sources.base import MAX_LABEL, SPLITS, SourceImage
 
 NUM_SHOWN = 3
 
 _SCHEMA = """
-CREATE TABLE picture (
+CREATE TABLE image (
     id INTEGER PRIMARY KEY, split TEXT, name BLOB, label, num_bytes INTEGER,
     path BLOB, offset INTEGER, mtime_ns INTEGER, data BLOB, facts TEXT
 );
-CREATE TABLE ordered (split TEXT, place INTEGER, picture INTEGER, PRIMARY KEY (split, place)) WITHOUT ROWID;
+CREATE TABLE ordered (split TEXT, place INTEGER, image INTEGER, PRIMARY KEY (split, place)) WITHOUT ROWID;
 """
 
 
-class Listing:
-    """Pictures by split, their classes, which of them stay, and their order in the shards."""
+class Catalog:
+    """Images by split, their classes, which of them stay, and their order in the shards."""
 
     def __init__(self, path: Path, is_new: bool = True) -> None:
-        """Makes an empty listing, or opens one for reading."""
+        """Makes an empty catalog, or opens one for reading."""
         if is_new:
             path.unlink(missing_ok=True)
         address = f"file:{quote(str(path))}" + ("" if is_new else "?immutable=1")
@@ -38,7 +38,7 @@ class Listing:
         self._db.create_function("order_key", 3, order_key, deterministic=True)
         self.classes: list[str] = []
         if is_new:
-            # after a crash the listing is made again, so it need not survive one
+            # after a crash the catalog is made again, so it need not survive one
             self._db.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; BEGIN;" + _SCHEMA)
 
     def close(self) -> None:
@@ -47,67 +47,67 @@ class Listing:
             self._db.execute("COMMIT")
         self._db.close()
 
-    def add(self, pictures: Iterable[SourcePicture], classes: Sequence[str] | None) -> None:
-        """Takes what a source offers.
+    def add(self, images: Iterable[SourceImage], classes: Sequence[str] | None) -> None:
+        """Takes what a source suggestions.
 
         Args:
-            pictures: in any order; the same pictures in another order make the same listing.
+            images: in any order; the same images in another order make the same catalog.
             classes: their names; None finds them from the labels, which are then text: whole numbers are the
                 classes' numbers, other texts their names, sorted.
 
         Raises:
-            InputError: a picture is listed twice, or a class has no training picture.
+            InputError: an image is listed twice, or a class has no training image.
         """
         rows = (
             (
                 *(p.split, os.fsencode(p.name), p.label, p.num_bytes, p.path and os.fsencode(p.path)),
                 *(p.offset, p.mtime_ns, p.data, p.facts),
             )
-            for p in pictures
+            for p in images
         )
         columns = "split, name, label, num_bytes, path, offset, mtime_ns, data, facts"
-        self._db.executemany(f"INSERT INTO picture ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        self._db.executemany(f"INSERT INTO image ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
         self.classes = list(classes) if classes is not None else self._find_classes()
         self._check()
 
     def counts(self, split: str) -> np.ndarray:
-        """``(num_classes,)`` int64 pictures per class."""
+        """``(num_classes,)`` int64 images per class."""
         counts = np.zeros(len(self.classes), np.int64)
         for label, number in self._db.execute(
-            "SELECT label, count(*) FROM picture WHERE split = ? GROUP BY label", (split,)
+            "SELECT label, count(*) FROM image WHERE split = ? GROUP BY label", (split,)
         ):
             counts[label] = number
         return counts
 
     @property
     def splits(self) -> list[str]:
-        """Splits that have pictures, in their usual order."""
-        found = {split for (split,) in self._db.execute("SELECT DISTINCT split FROM picture")}
+        """Splits that have images, in their usual order."""
+        found = {split for (split,) in self._db.execute("SELECT DISTINCT split FROM image")}
         return [split for split in SPLITS if split in found]
 
     def __len__(self) -> int:
-        return int(self._db.execute("SELECT count(*) FROM picture").fetchone()[0])
+        return int(self._db.execute("SELECT count(*) FROM image").fetchone()[0])
 
     def missing(self) -> Iterator[tuple[str, int, str]]:
-        """Split, label and name of the pictures that are listed but not there."""
-        query = "SELECT split, label, name FROM picture WHERE num_bytes IS NULL ORDER BY split, name"
+        """Split, label and name of the images that are listed but not there."""
+        query = "SELECT split, label, name FROM image WHERE num_bytes IS NULL ORDER BY split, name"
         for split, label, name in self._db.execute(query):
             yield split, label, os.fsdecode(name)
 
     def keep_long_tail(self, tail: LongTail, seed: int) -> list[str]:
-        """Drops training pictures until a long tail is left, and moves some of those dropped to ``val``.
+        """Drops training images until a long tail is left, and moves some of those dropped to ``val``.
 
         Returns:
             Notes for people.
 
         Raises:
-            InputError: a class would be left without pictures, or there is a ``val`` split already.
+            InputError: a class would be left without images, or there is a ``val`` split already.
         """
         largest = int(self.counts("train").max())
         counts = tail.counts(largest, len(self.classes))
         if min(counts) < 1:
             raise InputError(
-                f"--imbalance {tail.imbalance:g} leaves no picture of the smallest class ({largest} in the largest "
+                f"--imbalance {tail.imbalance:g} leaves no image of the smallest class ({largest} in the largest "
                 f"class): use at most {largest}"
             )
         if tail.num_val_per_class and "val" in self.splits:
@@ -119,13 +119,13 @@ class Listing:
         self._db.execute(
             "CREATE TEMP TABLE spare AS SELECT id, rank - number AS rank FROM ("
             "  SELECT id, label, row_number() OVER (PARTITION BY label ORDER BY order_key('choose', ?, name), name) - 1"
-            "  AS rank FROM picture WHERE split = 'train') JOIN kept USING (label) WHERE rank >= number",
+            "  AS rank FROM image WHERE split = 'train') JOIN kept USING (label) WHERE rank >= number",
             (seed,),
         )
         if tail.num_val_per_class:
             chosen = "SELECT id FROM spare WHERE rank < ?"
-            self._db.execute(f"UPDATE picture SET split = 'val' WHERE id IN ({chosen})", (tail.num_val_per_class,))
-        self._db.execute("DELETE FROM picture WHERE split = 'train' AND id IN (SELECT id FROM spare)")
+            self._db.execute(f"UPDATE image SET split = 'val' WHERE id IN ({chosen})", (tail.num_val_per_class,))
+        self._db.execute("DELETE FROM image WHERE split = 'train' AND id IN (SELECT id FROM spare)")
         self._db.execute("DROP TABLE kept")
         self._db.execute("DROP TABLE spare")
         return self._notes_on_val(tail.num_val_per_class) if tail.num_val_per_class else []
@@ -133,21 +133,21 @@ class Listing:
     def _notes_on_val(self, num_per_class: int) -> list[str]:
         short = [(name, n) for name, n in zip(self.classes, self.counts("val"), strict=True) if n < num_per_class]
         if len(short) == len(self.classes):
-            raise InputError(f"--val-per-class {num_per_class}: the long tail leaves fewer pictures of every class")
-        note = f"val: {num_per_class} pictures per class that the long tail leaves out"
+            raise InputError(f"--val-per-class {num_per_class}: the long tail leaves fewer images of every class")
+        note = f"val: {num_per_class} images per class that the long tail leaves out"
         if short:
             shown = ", ".join(f"{name!r} {number}" for name, number in short[:NUM_SHOWN])
             note += f"; {len(short)} classes keep too many for training and have fewer, such as {shown}"
         return [note]
 
     def digest(self, is_exact: bool = False) -> str:
-        """sha256 over the classes and the split, name, label, size and facts of every picture.
+        """sha256 over the classes and the split, name, label, size and facts of every image.
 
         Args:
             is_exact: adds everything that is known of their files: where they are and when they were changed.
         """
         digest = hashlib.sha256("\0".join(self.classes).encode("utf-8", "surrogateescape"))
-        query = "SELECT split, name, label, ifnull(num_bytes, 0), facts, path, offset, mtime_ns, data FROM picture"
+        query = "SELECT split, name, label, ifnull(num_bytes, 0), facts, path, offset, mtime_ns, data FROM image"
         for split, name, label, num_bytes, facts, *file in self._db.execute(f"{query} ORDER BY split, name"):
             digest.update(b"%s\0%s\0%d\0%d\n" % (split.encode(), name, label, num_bytes))
             if facts is not None:
@@ -160,7 +160,7 @@ class Listing:
         """Shuffles each split, classes mixed, so that stock readers with a small buffer see well-mixed batches."""
         self._db.execute(
             "INSERT INTO ordered SELECT split, row_number() OVER (PARTITION BY split "
-            "ORDER BY order_key(split, ?, name), name) - 1 AS place, id FROM picture ORDER BY split, place",
+            "ORDER BY order_key(split, ?, name), name) - 1 AS place, id FROM image ORDER BY split, place",
             (seed,),
         )
 
@@ -168,32 +168,31 @@ class Listing:
         """Orders each split by file and offset."""
         self._db.execute(
             "INSERT INTO ordered SELECT split, row_number() OVER (PARTITION BY split ORDER BY path, offset) - 1 AS "
-            "place, id FROM picture ORDER BY split, place"
+            "place, id FROM image ORDER BY split, place"
         )
 
     def files(self, split: str) -> list[tuple[str, int]]:
-        """The files that hold the pictures of a split, ordered by ``order_by_place``, with how many each holds."""
-        query = "SELECT path, count(*) FROM picture WHERE split = ? GROUP BY path ORDER BY path"
+        """The files that hold the images of a split, ordered by ``order_by_place``, with how many each holds."""
+        query = "SELECT path, count(*) FROM image WHERE split = ? GROUP BY path ORDER BY path"
         return [(os.fsdecode(path), number) for path, number in self._db.execute(query, (split,))]
 
     def sizes(self, split: str) -> Iterator[int]:
-        """Size in bytes of each picture of an ordered split."""
+        """Size in bytes of each image of an ordered split."""
         query = (
-            "SELECT ifnull(num_bytes, 0) FROM ordered JOIN picture ON id = picture "
-            "WHERE ordered.split = ? ORDER BY place"
+            "SELECT ifnull(num_bytes, 0) FROM ordered JOIN image ON id = image WHERE ordered.split = ? ORDER BY place"
         )
         return (size for (size,) in self._db.execute(query, (split,)))
 
-    def pictures(self, split: str, places: range) -> Iterator[SourcePicture]:
-        """Pictures of an ordered split."""
+    def images(self, split: str, places: range) -> Iterator[SourceImage]:
+        """Images of an ordered split."""
         query = (
-            "SELECT picture.split, name, label, num_bytes, path, offset, mtime_ns, data, facts FROM ordered "
-            "JOIN picture ON id = picture WHERE ordered.split = ? AND place >= ? AND place < ? ORDER BY place"
+            "SELECT image.split, name, label, num_bytes, path, offset, mtime_ns, data, facts FROM ordered "
+            "JOIN image ON id = image WHERE ordered.split = ? AND place >= ? AND place < ? ORDER BY place"
         )
         for split_, name, label, num_bytes, path, offset, mtime_ns, data, facts in self._db.execute(
             query, (split, places.start, places.stop)
         ):
-            yield SourcePicture(
+            yield SourceImage(
                 split=split_,
                 name=os.fsdecode(name),
                 label=label,
@@ -206,45 +205,45 @@ class Listing:
             )
 
     def _find_classes(self) -> list[str]:
-        texts = [str(label) for (label,) in self._db.execute("SELECT DISTINCT label FROM picture")]
+        texts = [str(label) for (label,) in self._db.execute("SELECT DISTINCT label FROM image")]
         if all(text.isdecimal() for text in texts):
             if (largest := max(map(int, texts), default=0)) > MAX_LABEL:
                 raise InputError(f"label {largest} is no number of a class")
             classes = [str(number) for number in range(largest + 1)]
-            self._db.execute("UPDATE picture SET label = CAST(label AS INTEGER)")
+            self._db.execute("UPDATE image SET label = CAST(label AS INTEGER)")
         else:
             classes = sorted(texts)
             self._db.execute("CREATE TEMP TABLE class (name TEXT PRIMARY KEY, label INTEGER)")
             self._db.executemany("INSERT INTO class VALUES (?, ?)", ((name, n) for n, name in enumerate(classes)))
-            self._db.execute("UPDATE picture SET label = (SELECT class.label FROM class WHERE name = picture.label)")
+            self._db.execute("UPDATE image SET label = (SELECT class.label FROM class WHERE name = image.label)")
         return classes
 
     def _check(self) -> None:
-        query = "SELECT split, name FROM picture GROUP BY split, name HAVING count(*) > 1 LIMIT ?"
+        query = "SELECT split, name FROM image GROUP BY split, name HAVING count(*) > 1 LIMIT ?"
         if twice := self._db.execute(query, (NUM_SHOWN,)).fetchall():
             names = ", ".join(f"{os.fsdecode(name)!r} in {split}" for split, name in twice)
-            raise InputError(f"pictures are listed twice, such as {names}: list each once")
+            raise InputError(f"images are listed twice, such as {names}: list each once")
         counts = self.counts("train")
         if not counts.any():
-            raise InputError("there are no training pictures")
+            raise InputError("there are no training images")
         if empty := [name for name, count in zip(self.classes, counts, strict=True) if not count]:
             shown = ", ".join(map(repr, empty[:NUM_SHOWN]))
             raise InputError(
-                f"{len(empty)} of {len(self.classes)} classes have no training pictures, such as {shown}; add "
-                "pictures, remove the classes, or number the labels from 0 without gaps"
+                f"{len(empty)} of {len(self.classes)} classes have no training images, such as {shown}; add "
+                "images, remove the classes, or number the labels from 0 without gaps"
             )
 
 
-def read_listing(path: Path) -> "closing[Listing]":
-    """A finished listing, for reading by any number of processes."""
-    return closing(Listing(path, is_new=False))
+def open_catalog(path: Path) -> "closing[Catalog]":
+    """A finished catalog, for reading by any number of processes."""
+    return closing(Catalog(path, is_new=False))
 
 
-def plan_shards(sizes: Iterable[int], max_bytes: int, max_pictures: int) -> list[range]:
-    """Cuts ordered pictures into runs within both limits (a picture that is larger has its own shard)."""
+def plan_shards(sizes: Iterable[int], max_bytes: int, max_images: int) -> list[range]:
+    """Cuts ordered images into runs within both limits (an image that is larger has its own shard)."""
     cuts, num_bytes, number = [0], 0, -1
     for number, size in enumerate(sizes):
-        is_full = num_bytes + size > max_bytes or number - cuts[-1] == max_pictures
+        is_full = num_bytes + size > max_bytes or number - cuts[-1] == max_images
         if is_full and number > cuts[-1]:
             cuts.append(number)
             num_bytes = 0

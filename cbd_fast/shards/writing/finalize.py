@@ -1,4 +1,4 @@
-"""What finished shards are put together to: index, list of the pictures left out, and manifest."""
+"""What finished shards are put together to: index, list of the images left out, and manifest."""
 
 import csv
 from collections.abc import Iterable
@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from cbd_fast.errors import RunError
-from cbd_fast.files import to_disk
+from cbd_fast.files import fsync_path
 from cbd_fast.shards.index import file_crc32, write_index
 from cbd_fast.shards.manifest import Manifest, Recipe, SplitRecord
-from cbd_fast.shards.writing.work_items import Shard, Skipped, finished_report, rows_path
+from cbd_fast.shards.writing.work_items import Skipped, WorkItem, finished_report, rows_path
 
 SKIPPED_NAME = "skipped.csv"
 SKIPPED_COLUMNS = ("split", "label", "name", "reason")
@@ -23,10 +23,10 @@ class WrittenDataset:
 
     Attributes:
         manifest: of the folder.
-        skipped: pictures that were left out.
-        num_converted: pictures whose format or mode had to be changed.
-        num_resized: pictures that were shrunk.
-        num_oriented: pictures with an orientation tag, which is ignored.
+        skipped: images that were left out.
+        num_converted: images whose format or mode had to be changed.
+        num_resized: images that were shrunk.
+        num_oriented: images with an orientation tag, which is ignored.
         is_new: false if the folder already held exactly this dataset.
     """
 
@@ -39,12 +39,12 @@ class WrittenDataset:
 
 
 def assemble(
-    folder: Path, work: Path, shards: list[Shard], classes: list[str], recipe: Recipe, notes: list[str]
+    folder: Path, work: Path, shards: list[WorkItem], classes: list[str], recipe: Recipe, notes: list[str]
 ) -> WrittenDataset:
-    """Puts index and list of skipped pictures together out of finished shards; the manifest is not yet written.
+    """Puts index and list of skipped images together out of finished shards; the manifest is not yet written.
 
     Raises:
-        RunError: a split, or a class of the training split, has no picture that can be used.
+        RunError: a split, or a class of the training split, has no image that can be used.
     """
     reports = {shard.name: finished_report(work, shard) for shard in shards}
     skipped = [skip for report in reports.values() for skip in report.skipped]
@@ -56,7 +56,7 @@ def assemble(
         counts = write_index(path, [rows_path(work, shard) for shard in parts], len(classes))
         _check_classes(split, counts, classes, [skip for shard in parts for skip in reports[shard.name].skipped])
         splits[split] = SplitRecord(
-            num_pictures=int(counts.sum()),
+            num_images=int(counts.sum()),
             class_counts=counts.tolist(),
             index=path.name,
             index_crc32=file_crc32(path),
@@ -72,12 +72,12 @@ def assemble(
 
 
 def write_skipped(path: Path, skipped: Iterable[Skipped]) -> None:
-    """Lists the pictures that were left out as CSV."""
+    """Lists the images that were left out as CSV."""
     with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(SKIPPED_COLUMNS)
         writer.writerows([getattr(skip, column) for column in SKIPPED_COLUMNS] for skip in skipped)
-    to_disk(path)
+    fsync_path(path)
 
 
 def read_skipped(path: Path) -> list[Skipped]:
@@ -88,10 +88,10 @@ def read_skipped(path: Path) -> list[Skipped]:
 
 def _check_classes(split: str, counts: np.ndarray, classes: list[str], skipped: list[Skipped]) -> None:
     if not counts.any():
-        raise RunError(f"none of the pictures of {split} can be decoded ({skipped[0].reason})")
+        raise RunError(f"none of the images of {split} can be decoded ({skipped[0].reason})")
     if split == "train" and (lost := [label for label, count in enumerate(counts) if not count]):
         reason = next(skip.reason for skip in skipped if skip.label in lost)
         raise RunError(
-            f"none of the training pictures of {len(lost)} classes can be decoded, such as {classes[lost[0]]!r} "
+            f"none of the training images of {len(lost)} classes can be decoded, such as {classes[lost[0]]!r} "
             f"({reason}); mend them or remove the classes"
         )

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cbd_fast.shards.long_tail import LongTail
-from cbd_fast.shards.writing.validate_image import PictureRules
+from cbd_fast.shards.writing.validate_image import ImageRules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,38 +12,38 @@ class ShardSize:
     """Where one shard ends and the next begins: at whichever limit comes first."""
 
     num_bytes: int = 100 * 10**6
-    num_pictures: int = 5000
+    num_images: int = 5000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class WriteOptions:
     """What a dataset is made into.
 
     Attributes:
-        seed: chooses the pictures of a long tail, and shuffles all pictures over the shards.
+        seed: chooses the images of a long tail, and shuffles all images over the shards.
         size: of a shard.
-        rules: how pictures are checked and stored.
+        rules: how images are checked and stored.
         tail: the long tail to make of the training split, or None.
         preset: name of the published dataset that it must be, or None.
-        max_bad_share: of the pictures; if more cannot be used, that is an error at once.
-        is_whole: whether any picture that cannot be used is an error in the end.
+        max_bad_fraction: of the images; if more cannot be used, that is an error at once.
+        is_whole: whether any image that cannot be used is an error in the end.
     """
 
     seed: int = 0
     size: ShardSize = field(default_factory=ShardSize)
-    rules: PictureRules = field(default_factory=PictureRules)
+    rules: ImageRules = field(default_factory=ImageRules)
     tail: LongTail | None = None
     preset: str | None = None
-    max_bad_share: float = 0.01
+    max_bad_fraction: float = 0.01
     is_whole: bool = False
 
     def num_bad_allowed(self, total: int) -> int:
-        """Pictures of ``total`` that may be left out before the command ends at once."""
-        return int(self.max_bad_share * total)
+        """Images of ``total`` that may be left out before the command ends at once."""
+        return int(self.max_bad_fraction * total)
 
-    def options(self) -> dict[str, Any]:
+    def recipe_options(self) -> dict[str, Any]:
         """What decides about the bytes of the shards, for the recipe."""
-        options: dict[str, Any] = {"shard_bytes": self.size.num_bytes, "shard_pictures": self.size.num_pictures}
+        options: dict[str, Any] = {"shard_bytes": self.size.num_bytes, "shard_images": self.size.num_images}
         tail = {} if self.tail is None else asdict(self.tail)
         return options | asdict(self.rules) | tail
 
@@ -54,8 +54,8 @@ class Progress:
     def note(self, message: str) -> None:
         """Something that a person should know."""
 
-    def start(self, num_pictures: int) -> None:
-        """``num_pictures`` are to be looked at."""
+    def start(self, num_images: int) -> None:
+        """``num_images`` are to be looked at."""
 
-    def update(self, num_pictures: int) -> None:
-        """``num_pictures`` were looked at."""
+    def update(self, num_images: int) -> None:
+        """``num_images`` were looked at."""

@@ -6,7 +6,7 @@ import numpy as np
 
 from cbd_fast.errors import InputError
 from cbd_fast.shards.long_tail import LongTail
-from cbd_fast.shards.writing.catalog import Listing
+from cbd_fast.shards.writing.catalog import Catalog
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,8 +16,8 @@ class Preset:
     Attributes:
         sources: layouts that it comes in.
         num_classes: of the training split.
-        splits: pictures per split; a published split may be left out, but not that for training.
-        largest: training pictures of the largest class; None where it is not published.
+        splits: images per split; a published split may be left out, but not that for training.
+        largest: training images of the largest class; None where it is not published.
         smallest: likewise of the smallest class.
         origin: who published it.
         causes: why what people have is often something else.
@@ -61,7 +61,7 @@ def _cifar(num_classes: int, largest: int, imbalance: float, train: int) -> Pres
         largest=largest,
         smallest=round(largest / imbalance),
         origin=f"{_CUI}; test split as it is",
-        causes="a set that was made long-tailed before, or pictures missing from the folders",
+        causes="a set that was made long-tailed before, or images missing from the folders",
         imbalance=imbalance,
     )
 
@@ -75,7 +75,7 @@ PRESETS = {
         smallest=5,
         origin=_LIU,
         causes="another year of ImageNet than 2012; lists of another long tail; val mixed up with test: the "
-        "pictures of val are from ImageNet's train folder, those of test are ImageNet's val folder, in classes",
+        "images of val are from ImageNet's train folder, those of test are ImageNet's val folder, in classes",
     ),
     "places-lt": Preset(
         sources=_FILE_SOURCES,
@@ -132,7 +132,7 @@ def find_preset(name: str, source: str, tail: LongTail | None) -> tuple[Preset, 
     return preset, tail
 
 
-def check_preset(name: str, listing: Listing, num_val_per_class: int = 0) -> list[str]:
+def check_preset(name: str, catalog: Catalog, num_val_per_class: int = 0) -> list[str]:
     """Compares what is offered with what is published.
 
     Returns:
@@ -142,22 +142,22 @@ def check_preset(name: str, listing: Listing, num_val_per_class: int = 0) -> lis
         InputError: something differs; the message has both numbers and the usual causes.
     """
     preset, found = PRESETS[name], {}
-    train = listing.counts("train")
+    train = catalog.counts("train")
     facts: list[tuple[str, int | None, int]] = [
         ("classes", preset.num_classes, len(train)),
-        ("pictures of the largest training class", preset.largest, int(train.max())),
-        ("pictures of the smallest training class", preset.smallest, int(train.min())),
+        ("images of the largest training class", preset.largest, int(train.max())),
+        ("images of the smallest training class", preset.smallest, int(train.min())),
     ]
-    for split in listing.splits:
-        found[split] = int(np.sum(listing.counts(split)))
+    for split in catalog.splits:
+        found[split] = int(np.sum(catalog.counts(split)))
         if split in preset.splits:
-            facts.append((f"{split} pictures", preset.splits[split], found[split]))
+            facts.append((f"{split} images", preset.splits[split], found[split]))
     wrong = [f"{what}: {there:,}, published {known:,}" for what, known, there in facts if known not in (None, there)]
     unknown = [split for split in found if split not in preset.splits and not (split == "val" and num_val_per_class)]
-    wrong += [f"a split {split} of {found[split]:,} pictures, published none" for split in unknown]
+    wrong += [f"a split {split} of {found[split]:,} images, published none" for split in unknown]
     if wrong:
         raise InputError(
             f"this is not {name} as published ({preset.origin}): {'; '.join(wrong)}. Usual causes: {preset.causes}"
         )
     absent = {split: number for split, number in preset.splits.items() if split not in found}
-    return [f"{split}: not given; {name} is published with {number:,} pictures" for split, number in absent.items()]
+    return [f"{split}: not given; {name} is published with {number:,} images" for split, number in absent.items()]

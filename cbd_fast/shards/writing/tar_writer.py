@@ -1,4 +1,4 @@
-"""One shard: its pictures checked, its tar written or indexed where it is, and what became of it.
+"""One shard: its images checked, its tar written or indexed where it is, and what became of it.
 
 A shard is finished when its report is there; tar, rows and report are on the disk in this order, so a killed command
 goes on behind the last finished shard.
@@ -17,19 +17,19 @@ from pathlib import Path
 import numpy as np
 
 from cbd_fast.errors import RunError
-from cbd_fast.files import PARTIAL_SUFFIX, file_sha256, to_disk
+from cbd_fast.files import PARTIAL_SUFFIX, file_sha256, fsync_path
 from cbd_fast.shards.index import INDEX_DTYPE
 from cbd_fast.shards.manifest import ShardRecord
-from cbd_fast.shards.sources.base import SourcePicture
-from cbd_fast.shards.writing.validate_image import CheckedPicture, check_picture
-from cbd_fast.shards.writing.work_items import Job, Shard, ShardReport, Skipped, rows_path
+from cbd_fast.shards.sources.base import SourceImage
+from cbd_fast.shards.writing.validate_image import ValidatedImage, validate_image
+from cbd_fast.shards.writing.work_items import ShardReport, Skipped, WorkItem, WorkPlan, rows_path
 
 RECORD_BYTES = 10_240  # a tar ends with zeros up to a multiple of this
 
 
 @dataclass
 class Tally:
-    """What is counted while the pictures of a shard pass."""
+    """What is counted while the images of a shard pass."""
 
     rows: list[tuple[int, ...]] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
@@ -37,8 +37,8 @@ class Tally:
     num_resized: int = 0
     num_oriented: int = 0
 
-    def add(self, offset: int, shard: int, label: int, checked: CheckedPicture) -> None:
-        """Counts a picture and keeps its row of the index."""
+    def add(self, offset: int, shard: int, label: int, checked: ValidatedImage) -> None:
+        """Counts an image and keeps its row of the index."""
         crc32 = zlib.crc32(checked.data)
         self.rows.append((offset, len(checked.data), shard, label, checked.width, checked.height, crc32))
         self.num_converted += checked.converted
@@ -49,23 +49,23 @@ class Tally:
 class ShardWriter:
     """Makes shards one after the other; the last one reaches the disk while the next is being made."""
 
-    def __init__(self, job: Job, on_picture: Callable[[], None], on_skip: Callable[[list[Skipped]], None]) -> None:
-        """``on_picture`` is called before each picture, ``on_skip`` with those left out of a shard at each new one."""
-        self._job, self._on_picture, self._on_skip = job, on_picture, on_skip
+    def __init__(self, plan: WorkPlan, on_image: Callable[[], None], on_skip: Callable[[list[Skipped]], None]) -> None:
+        """``on_image`` is called before each image, ``on_skip`` with those left out of a shard at each new one."""
+        self._plan, self._on_image, self._on_skip = plan, on_image, on_skip
         self._behind = ThreadPoolExecutor(1)
         self._unfinished: Future[None] | None = None
 
-    def make(self, shard: Shard, pictures: Iterable[SourcePicture]) -> None:
+    def make(self, shard: WorkItem, images: Iterable[SourceImage]) -> None:
         """Writes one tar, or indexes it where it is.
 
         Raises:
             OSError: the shard could not be written.
-            RunError: the pictures' folder is gone.
+            RunError: the images' folder is gone.
         """
         tally = Tally()
-        make = self._index if self._job.in_place else self._write
-        temporary, sha256, num_bytes = make(shard, pictures, tally)
-        record = ShardRecord(file=shard.file, num_pictures=len(tally.rows), num_bytes=num_bytes, sha256=sha256)
+        make = self._index if self._plan.in_place else self._write
+        temporary, sha256, num_bytes = make(shard, images, tally)
+        record = ShardRecord(file=shard.file, num_images=len(tally.rows), num_bytes=num_bytes, sha256=sha256)
         report = ShardReport(
             record=record,
             skipped=tally.skipped,
@@ -81,15 +81,15 @@ class ShardWriter:
         if self._unfinished is not None:
             self._unfinished.result()
 
-    def _write(self, shard: Shard, pictures: Iterable[SourcePicture], tally: Tally) -> tuple[Path, str, int]:
-        temporary = self._job.folder / f"{shard.file}.{os.getpid()}{PARTIAL_SUFFIX}"
+    def _write(self, shard: WorkItem, images: Iterable[SourceImage], tally: Tally) -> tuple[Path, str, int]:
+        temporary = self._plan.folder / f"{shard.file}.{os.getpid()}{PARTIAL_SUFFIX}"
         sha256, position = hashlib.sha256(), 0
         with open(temporary, "wb", buffering=0) as file:
-            for key, picture in zip(shard.places, pictures, strict=True):
-                if (checked := self._checked(picture, tally)) is None:
+            for key, image in zip(shard.places, images, strict=True):
+                if (checked := self._checked(image, tally)) is None:
                     continue
-                label = int(picture.label)
-                facts = {"path": picture.name} | json.loads(picture.facts or "{}")
+                label = int(image.label)
+                facts = {"path": image.name} | json.loads(image.facts or "{}")
                 tally.add(position + tarfile.BLOCKSIZE, shard.number, label, checked)
                 header, data, padding = tar_member(f"{key:09d}.{checked.extension}", checked.data)
                 cls = tar_member(f"{key:09d}.cls", b"%d" % label)
@@ -107,55 +107,55 @@ class ShardWriter:
             _write_all(file.fileno(), (end,))
         return temporary, sha256.hexdigest(), position + len(end)
 
-    def _index(self, shard: Shard, pictures: Iterable[SourcePicture], tally: Tally) -> tuple[None, str, int]:
-        path = self._job.folder / shard.file
-        for picture in pictures:
-            checked = self._checked(picture, tally)
+    def _index(self, shard: WorkItem, images: Iterable[SourceImage], tally: Tally) -> tuple[None, str, int]:
+        path = self._plan.folder / shard.file
+        for image in images:
+            checked = self._checked(image, tally)
             if checked is not None and checked.converted:
                 reason = "not of 8-bit grey or RGB, or a format that only rewriting (--out) can use"
-                self._skip(picture, reason, tally)
+                self._skip(image, reason, tally)
             elif checked is not None:
-                assert picture.offset is not None
-                tally.add(picture.offset, shard.number, int(picture.label), checked)
+                assert image.offset is not None
+                tally.add(image.offset, shard.number, int(image.label), checked)
         return None, file_sha256(path), path.stat().st_size
 
-    def _checked(self, picture: SourcePicture, tally: Tally) -> CheckedPicture | None:
-        self._on_picture()
+    def _checked(self, image: SourceImage, tally: Tally) -> ValidatedImage | None:
+        self._on_image()
         try:
-            return check_picture(picture.read(), self._job.rules)
+            return validate_image(image.read(), self._plan.rules)
         except OSError as error:
             self._check_roots()
-            self._skip(picture, error.strerror or str(error), tally, unreadable=True)
+            self._skip(image, error.strerror or str(error), tally, unreadable=True)
         except ValueError as error:
-            self._skip(picture, str(error), tally)
+            self._skip(image, str(error), tally)
         return None
 
-    def _skip(self, picture: SourcePicture, reason: str, tally: Tally, unreadable: bool = False) -> None:
-        label = int(picture.label)
+    def _skip(self, image: SourceImage, reason: str, tally: Tally, unreadable: bool = False) -> None:
+        label = int(image.label)
         tally.skipped.append(
-            Skipped(split=picture.split, label=label, name=picture.name, reason=reason, unreadable=unreadable)
+            Skipped(split=image.split, label=label, name=image.name, reason=reason, unreadable=unreadable)
         )
         self._on_skip(tally.skipped)
 
     def _check_roots(self) -> None:
-        """A picture that cannot be read is bad; a file system that is gone is not a thousand bad pictures."""
-        for root, device in self._job.roots:
+        """An image that cannot be read is bad; a file system that is gone is not a thousand bad images."""
+        for root, device in self._plan.roots:
             try:
                 found: int | None = os.stat(root).st_dev
             except OSError:
                 found = None
             if found != device:
-                raise RunError(f"{root}: the folder of the pictures is gone; once it is back, give the same command")
+                raise RunError(f"{root}: the folder of the images is gone; once it is back, give the same command")
 
-    def _keep(self, shard: Shard, temporary: Path | None, rows: list[tuple[int, ...]], report: ShardReport) -> None:
+    def _keep(self, shard: WorkItem, temporary: Path | None, rows: list[tuple[int, ...]], report: ShardReport) -> None:
         if temporary is not None:
-            to_disk(temporary)
-            os.replace(temporary, self._job.folder / shard.file)
-            to_disk(self._job.folder)
-        path = rows_path(self._job.work, shard)
+            fsync_path(temporary)
+            os.replace(temporary, self._plan.folder / shard.file)
+            fsync_path(self._plan.folder)
+        path = rows_path(self._plan.work, shard)
         np.save(path, np.array(rows, INDEX_DTYPE), allow_pickle=False)
-        to_disk(path)
-        report.write(self._job.work, shard)
+        fsync_path(path)
+        report.write(self._plan.work, shard)
 
 
 def _header_template() -> bytes:

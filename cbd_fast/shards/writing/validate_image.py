@@ -1,12 +1,11 @@
-"""One picture: checked, and made into what a shard may hold.
+"""One image: checked, and made into what a shard may hold.
 
-A shard holds JPEG, PNG and WebP pictures of 8-bit grey or RGB, which every decoder here reads alike. Bytes that are
-already so go in unchanged unless another size or quality is asked for; any other picture (CMYK, palette, alpha,
+A shard holds JPEG, PNG and WebP images of 8-bit grey or RGB, which every decoder here reads alike. Bytes that are
+already so go in unchanged unless another size or quality is asked for; any other image (CMYK, palette, alpha,
 16 bits, animated, BMP, TIFF, ...) is coded anew as 8-bit RGB.
 """
 
 import io
-import re
 import zlib
 from dataclasses import dataclass
 
@@ -14,24 +13,26 @@ import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from cbd_fast.errors import first_line
+
 # MPO is what many phones and cameras write: a JPEG with others behind it, which decoders pass over
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 JPEG_FORMATS = ("JPEG", "MPO")
 VERIFICATIONS = ("full", "header")
 DEFAULT_QUALITY = 90
-DEFAULT_MAX_PIXELS = 2 * 89_478_485  # where Pillow takes a picture for a decompression bomb
+DEFAULT_MAX_PIXELS = 2 * 89_478_485  # where Pillow takes an image for a decompression bomb
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureRules:
-    """How pictures are checked and stored.
+class ImageRules:
+    """How images are checked and stored.
 
     Attributes:
-        verify: ``full`` decodes every picture; ``header`` decodes a JPEG only if it does not end as one should.
-        max_pixels: larger pictures are refused before they are decoded.
-        short_side: pictures are shrunk until the shorter side has this many pixels; None leaves them.
-        max_side: pictures are shrunk until the longer side has at most this many pixels; None leaves them.
-        quality: JPEG quality of what is coded anew. None is 90 for shrunken lossy pictures, and PNG for all others.
+        verify: ``full`` decodes every image; ``header`` decodes a JPEG only if it does not end as one should.
+        max_pixels: larger images are refused before they are decoded.
+        short_side: images are shrunk until the shorter side has this many pixels; None leaves them.
+        max_side: images are shrunk until the longer side has at most this many pixels; None leaves them.
+        quality: JPEG quality of what is coded anew. None is 90 for shrunken lossy images, and PNG for all others.
     """
 
     verify: str = "full"
@@ -41,7 +42,7 @@ class PictureRules:
     quality: int | None = None
 
     def target_size(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height in pixels at which a picture is stored; never larger than it is."""
+        """Width and height in pixels at which an image is stored; never larger than it is."""
         scale = 1.0
         if self.short_side is not None:
             scale = min(scale, self.short_side / min(width, height))
@@ -51,17 +52,17 @@ class PictureRules:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckedPicture:
+class ValidatedImage:
     """What goes into a shard.
 
     Attributes:
-        data: the picture's file.
+        data: the image's file.
         extension: of its name, without the dot.
-        width: of the coded picture in pixels, orientation tags ignored.
+        width: of the coded image in pixels, orientation tags ignored.
         height: likewise.
         converted: whether its format or mode had to be changed.
         resized: whether it was shrunk.
-        oriented: whether an orientation tag, which everything here ignores, asks for a turned picture.
+        oriented: whether an orientation tag, which everything here ignores, asks for a turned image.
     """
 
     data: bytes
@@ -73,23 +74,23 @@ class CheckedPicture:
     oriented: bool = False
 
 
-def check_picture(data: bytes, rules: PictureRules | None = None) -> CheckedPicture:
-    """Checks a picture and returns it as a shard may hold it.
+def validate_image(data: bytes, rules: ImageRules | None = None) -> ValidatedImage:
+    """Checks an image and returns it as a shard may hold it.
 
     Args:
-        data: the bytes of a picture file of any format that Pillow reads.
+        data: the bytes of an image file of any format that Pillow reads.
         rules: how; by default it is decoded completely and keeps its size.
 
     Raises:
-        ValueError: the bytes are not a whole picture, or it is too large; the message is the reason.
+        ValueError: the bytes are not a whole image, or it is too large; the message is the reason.
     """
-    rules = rules or PictureRules()
+    rules = rules or ImageRules()
     if not data:
         raise ValueError("the file is empty")
     try:
         image = Image.open(io.BytesIO(data))
     except UnidentifiedImageError as error:
-        raise ValueError("not a picture, or of an unknown format") from error
+        raise ValueError("not an image, or of an unknown format") from error
     except Exception as error:  # on damaged files Pillow's plugins raise all sorts, IndexError among them
         raise ValueError(f"cannot be decoded: {first_line(error)}") from error
     with image:
@@ -102,12 +103,6 @@ def check_picture(data: bytes, rules: PictureRules | None = None) -> CheckedPict
             raise ValueError(f"cannot be decoded: {first_line(error)}") from error
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, without the place in a library's source that some begin with."""
-    lines = str(error).strip().splitlines()
-    return re.sub(r"^\w+, /\S+:\d+, ", "", lines[0]) if lines else type(error).__name__
-
-
 def encode_png(pixels: np.ndarray) -> bytes:
     """``(height, width)`` or ``(height, width, 3)`` uint8 as a PNG file."""
     buffer = io.BytesIO()
@@ -115,7 +110,7 @@ def encode_png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _stored(data: bytes, image: Image.Image, rules: PictureRules) -> CheckedPicture:
+def _stored(data: bytes, image: Image.Image, rules: ImageRules) -> ValidatedImage:
     image_format, (width, height) = image.format or "", image.size
     target = rules.target_size(width, height)
     oriented = image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1)
@@ -123,14 +118,14 @@ def _stored(data: bytes, image: Image.Image, rules: PictureRules) -> CheckedPict
     if fits and target == image.size and (rules.quality is None or image_format in JPEG_FORMATS):
         _verify(data, image, rules)
         extension = EXTENSIONS[image_format]
-        return CheckedPicture(data=data, extension=extension, width=width, height=height, oriented=oriented)
+        return ValidatedImage(data=data, extension=extension, width=width, height=height, oriented=oriented)
     if image_format == "PNG":
         _check_png(data, image)
     pixels = _decode_jpeg(data) if fits and image_format in JPEG_FORMATS else _to_rgb(image)
     if target != image.size:
         pixels = _shrink(pixels, *target)
     as_jpeg = rules.quality is not None or (target != image.size and _is_lossy(data, image))
-    return CheckedPicture(
+    return ValidatedImage(
         data=_encode_jpeg(pixels, rules.quality or DEFAULT_QUALITY) if as_jpeg else encode_png(pixels),
         extension="jpg" if as_jpeg else "png",
         width=target[0],
@@ -142,7 +137,7 @@ def _stored(data: bytes, image: Image.Image, rules: PictureRules) -> CheckedPict
 
 
 def _is_plain(data: bytes, image: Image.Image) -> bool:
-    """Whether the picture is still and of 8-bit grey or RGB, as every decoder reads it."""
+    """Whether the image is still and of 8-bit grey or RGB, as every decoder reads it."""
     if image.mode not in ("L", "RGB"):
         return False
     if image.format == "PNG":
@@ -167,7 +162,7 @@ def _is_animated(image: Image.Image) -> bool:
     return getattr(image, "n_frames", 1) > 1
 
 
-def _verify(data: bytes, image: Image.Image, rules: PictureRules) -> None:
+def _verify(data: bytes, image: Image.Image, rules: ImageRules) -> None:
     if image.format not in JPEG_FORMATS:
         _check_png(data, image) if image.format == "PNG" else image.load()
     elif rules.verify == "full" or not data.endswith(b"\xff\xd9"):
@@ -196,7 +191,7 @@ def _decode_by_reference(data: bytes, warning: ValueError) -> np.ndarray:
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
-    """The (first frame of the) picture, ``(height, width, 3)`` uint8; transparency is dropped, as is usual."""
+    """The (first frame of the) image, ``(height, width, 3)`` uint8; transparency is dropped, as is usual."""
     if image.mode == "F":
         raise ValueError("has floating-point pixels, of which nobody knows the range")
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255 instead of scaling
@@ -206,11 +201,11 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
 
 def _shrink(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
     """Bilinear with antialiasing, as the loader resizes; ``(height, width, 3)`` uint8."""
-    import torch  # takes seconds to import, and most shards keep their pictures' size
+    import torch  # takes seconds to import, and most shards keep their images' size
 
     # unsqueezed before it is permuted, PyTorch knows it as channels-last and returns the same, without a copy
-    picture = torch.from_numpy(np.array(pixels)).unsqueeze(0).permute(0, 3, 1, 2)
-    shrunken = torch.nn.functional.interpolate(picture, (height, width), mode="bilinear", antialias=True)
+    image = torch.from_numpy(np.array(pixels)).unsqueeze(0).permute(0, 3, 1, 2)
+    shrunken = torch.nn.functional.interpolate(image, (height, width), mode="bilinear", antialias=True)
     return np.ascontiguousarray(shrunken[0].permute(1, 2, 0).numpy())
 
 
@@ -233,6 +228,6 @@ def _check_png(data: bytes, image: Image.Image) -> None:
     width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
     num_bytes = height * (1 + (width * channels * bit_depth + 7) // 8)  # each row has a filter byte
     inflate = zlib.decompressobj()
-    inflated = inflate.decompress(b"".join(parts), 2 * num_bytes + 1024)  # interlaced pictures have more rows
+    inflated = inflate.decompress(b"".join(parts), 2 * num_bytes + 1024)  # interlaced images have more rows
     if not inflate.eof or len(inflated) < num_bytes or (len(inflated) > num_bytes and not is_interlaced):
-        raise ValueError("the compressed data is not as long as the picture")
+        raise ValueError("the compressed data is not as long as the image")

@@ -6,16 +6,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cbd_fast.files import write_whole
+from cbd_fast.files import write_atomically
 from cbd_fast.shards.manifest import ShardRecord
-from cbd_fast.shards.writing.validate_image import PictureRules
+from cbd_fast.shards.writing.validate_image import ImageRules
 
 WORK_FOLDER = ".cbd_fast-work"  # below the half-made folder, or the folder of foreign shards
 
 
 @dataclass(frozen=True, kw_only=True)
 class Skipped:
-    """A picture that was left out; ``unreadable`` if its file could not be read, which may pass."""
+    """An image that was left out; ``unreadable`` if its file could not be read, which may pass."""
 
     split: str
     label: int
@@ -28,8 +28,8 @@ class Skipped:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shard:
-    """What is to be done: the pictures at the places ``first`` up to ``end`` of the listing's order go into one tar."""
+class WorkItem:
+    """What is to be done: the images at the places ``first`` up to ``end`` of the catalog's order go into one tar."""
 
     split: str
     number: int
@@ -44,7 +44,7 @@ class Shard:
 
     @property
     def places(self) -> range:
-        """In the listing's order."""
+        """In the catalog's order."""
         return range(self.first, self.end)
 
 
@@ -58,34 +58,34 @@ class ShardReport:
     num_resized: int
     num_oriented: int
 
-    def write(self, work: Path, shard: Shard) -> None:
+    def write(self, work: Path, shard: WorkItem) -> None:
         """Says that a shard is finished."""
-        write_whole(report_path(work, shard), json.dumps(asdict(self) | {"record": self.record.model_dump()}))
+        write_atomically(report_path(work, shard), json.dumps(asdict(self) | {"record": self.record.model_dump()}))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class WorkPlan:
     """What the workers do together.
 
     Attributes:
         folder: of the shards.
-        work: folder of the listing, of reports and of rows.
-        listing: the finished listing.
-        rules: how pictures are checked and stored.
-        roots: each folder that pictures are read from, with the device it was on.
+        work: folder of the catalog, of reports and of rows.
+        catalog: the finished catalog.
+        rules: how images are checked and stored.
+        roots: each folder that images are read from, with the device it was on.
         in_place: whether the tars are somebody else's, to be indexed where they are.
         shards: those that are to be made.
-        num_bad: pictures that were left out of shards made before.
+        num_bad: images that were left out of shards made before.
         num_bad_allowed: more end the command.
     """
 
     folder: Path
     work: Path
-    listing: Path
-    rules: PictureRules
+    catalog: Path
+    rules: ImageRules
     roots: list[tuple[str, int]]
     in_place: bool = False
-    shards: list[Shard]
+    shards: list[WorkItem]
     num_bad: int = 0
     num_bad_allowed: int
 
@@ -94,27 +94,27 @@ class Job:
         return json.dumps(asdict(self), default=str)
 
     @classmethod
-    def from_json(cls, text: str) -> "Job":
+    def from_json(cls, text: str) -> "WorkPlan":
         """What ``to_json`` wrote."""
         values: dict[str, Any] = json.loads(text)
         return cls(
             **values
-            | {name: Path(values[name]) for name in ("folder", "work", "listing")}
-            | {"rules": PictureRules(**values["rules"]), "shards": [Shard(**shard) for shard in values["shards"]]}
+            | {name: Path(values[name]) for name in ("folder", "work", "catalog")}
+            | {"rules": ImageRules(**values["rules"]), "shards": [WorkItem(**shard) for shard in values["shards"]]}
         )
 
 
-def report_path(work: Path, shard: Shard) -> Path:
+def report_path(work: Path, shard: WorkItem) -> Path:
     """Where the report of a shard is once the shard is finished."""
     return work / f"{shard.name}.json"
 
 
-def rows_path(work: Path, shard: Shard) -> Path:
+def rows_path(work: Path, shard: WorkItem) -> Path:
     """File of the rows of a finished shard, of ``INDEX_DTYPE``, in the order of the tar."""
     return work / f"{shard.name}.npy"
 
 
-def read_report(work: Path, shard: Shard) -> ShardReport | None:
+def read_report(work: Path, shard: WorkItem) -> ShardReport | None:
     """What became of a shard; None if it is not finished."""
     with suppress(FileNotFoundError):
         values = json.loads(report_path(work, shard).read_bytes())
@@ -124,7 +124,7 @@ def read_report(work: Path, shard: Shard) -> ShardReport | None:
     return None
 
 
-def finished_report(work: Path, shard: Shard) -> ShardReport:
+def finished_report(work: Path, shard: WorkItem) -> ShardReport:
     """What became of a finished shard."""
     report = read_report(work, shard)
     assert report is not None

@@ -1,9 +1,9 @@
 """Processes that make shards: the command hands each one shard after the other, until none is left.
 
-Processes, not threads: much of the work is Python's, and a decoder that crashes on a damaged picture ends its process
+Processes, not threads: much of the work is Python's, and a decoder that crashes on a damaged image ends its process
 alone. All that they leave is in the work folder, so whoever comes next finds it, however this command ends.
 
-A worker says ``next`` on its standard output for each shard that it can take, and is told its number in the job, or
+A worker says ``next`` on its standard output for each shard that it can take, and is told its number in the plan, or
 ``end``. When its standard input ends without that, the command is dead, and the worker ends at once: otherwise it would
 go on, and be in the way of the same command given again.
 """
@@ -26,19 +26,19 @@ import numpy as np
 from PIL import Image
 
 from cbd_fast.errors import InputError, RunError
-from cbd_fast.files import write_whole
-from cbd_fast.shards.writing.catalog import read_listing
+from cbd_fast.files import write_atomically
+from cbd_fast.shards.writing.catalog import open_catalog
 from cbd_fast.shards.writing.tar_writer import ShardWriter
-from cbd_fast.shards.writing.work_items import Job, Skipped, printable
+from cbd_fast.shards.writing.work_items import Skipped, WorkPlan, printable
 
 POLL_SECONDS = 0.1
-JOB_NAME, PROGRESS_NAME = "job.json", "progress"
-NUM_PICTURES, NUM_BAD, SHARD, PLACE = range(4)  # columns of the progress, of which each worker writes one row
+PLAN_NAME, PROGRESS_NAME = "plan.json", "progress"
+NUM_IMAGES, NUM_BAD, SHARD, PLACE = range(4)  # columns of the progress, of which each worker writes one row
 NUM_SHOWN = 5
 
 
 class TooManyBadError(RunError):
-    """More pictures cannot be used than are allowed; ``skipped`` are those of the unfinished shard."""
+    """More images cannot be used than are allowed; ``skipped`` are those of the unfinished shard."""
 
     def __init__(self, message: str, skipped: list[Skipped]) -> None:
         """Keeps both."""
@@ -46,26 +46,26 @@ class TooManyBadError(RunError):
         self.skipped = skipped
 
 
-def make_shards(job: Job, num_workers: int, on_progress: Callable[[int], None]) -> None:
-    """Makes the shards of a job.
+def make_shards(plan: WorkPlan, num_workers: int, on_progress: Callable[[int], None]) -> None:
+    """Makes the shards of a plan.
 
     Args:
-        job: what is to be done.
+        plan: what is to be done.
         num_workers: processes.
-        on_progress: called with the number of pictures that were looked at so far.
+        on_progress: called with the number of images that were looked at so far.
 
     Raises:
-        RunError: a shard could not be made, or too many pictures are bad.
+        RunError: a shard could not be made, or too many images are bad.
         OSError: the work folder cannot be written.
     """
-    if not job.shards:
+    if not plan.shards:
         return
-    num_workers = min(num_workers, len(job.shards))
-    write_whole(job.work / JOB_NAME, job.to_json())
-    np.zeros((num_workers, 4), np.int64).tofile(job.work / PROGRESS_NAME)
-    progress = _progress(job.work)
-    upcoming = iter(range(len(job.shards)))
-    workers = [_start(job.work, number) for number in range(num_workers)]
+    num_workers = min(num_workers, len(plan.shards))
+    write_atomically(plan.work / PLAN_NAME, plan.to_json())
+    np.zeros((num_workers, 4), np.int64).tofile(plan.work / PROGRESS_NAME)
+    progress = _progress(plan.work)
+    upcoming = iter(range(len(plan.shards)))
+    workers = [_start(plan.work, number) for number in range(num_workers)]
     try:
         with selectors.DefaultSelector() as selector:
             for number, worker in enumerate(workers):
@@ -73,9 +73,9 @@ def make_shards(job: Job, num_workers: int, on_progress: Callable[[int], None]) 
                 selector.register(worker.stdout, selectors.EVENT_READ, number)
             while selector.get_map():
                 for key, _ in selector.select(POLL_SECONDS):
-                    if not _answer(workers[key.data], job, progress[key.data], upcoming):
+                    if not _answer(workers[key.data], plan, progress[key.data], upcoming):
                         selector.unregister(key.fileobj)
-                on_progress(int(progress[:, NUM_PICTURES].sum()))
+                on_progress(int(progress[:, NUM_IMAGES].sum()))
     finally:
         for worker in workers:
             worker.kill()
@@ -96,7 +96,7 @@ def _start(work: Path, number: int) -> "subprocess.Popen[str]":
     )
 
 
-def _answer(worker: "subprocess.Popen[str]", job: Job, progress: np.ndarray, upcoming: Iterator[int]) -> bool:
+def _answer(worker: "subprocess.Popen[str]", plan: WorkPlan, progress: np.ndarray, upcoming: Iterator[int]) -> bool:
     """Reads what a worker says; false if it has ended well."""
     assert worker.stdout is not None
     assert worker.stdin is not None
@@ -115,16 +115,16 @@ def _answer(worker: "subprocess.Popen[str]", job: Job, progress: np.ndarray, upc
             raise TooManyBadError(said["error"], [Skipped(**skip) for skip in said["skipped"]])
         raise RunError(said["error"])
     if worker.wait() != 0:
-        raise RunError(_death(job, progress, worker.returncode))
+        raise RunError(_death(plan, progress, worker.returncode))
     return False
 
 
-def _death(job: Job, progress: np.ndarray, exitcode: int) -> str:
+def _death(plan: WorkPlan, progress: np.ndarray, exitcode: int) -> str:
     """What a worker did when it died without a word."""
     cause = f"was killed by signal {-exitcode}" if exitcode < 0 else f"ended with {exitcode}"
-    shard, place = job.shards[int(progress[SHARD])], int(progress[PLACE])
-    with read_listing(job.listing) as listing:
-        names = [picture.name for picture in listing.pictures(shard.split, range(place, place + 1))]
+    shard, place = plan.shards[int(progress[SHARD])], int(progress[PLACE])
+    with open_catalog(plan.catalog) as catalog:
+        names = [image.name for image in catalog.images(shard.split, range(place, place + 1))]
     doing = f" at {printable(names[0])!r} of {shard.split}, or just after it" if names else ""
     return f"a worker {cause}{doing}; if it was killed for its memory, give fewer --workers"
 
@@ -135,31 +135,31 @@ def _progress(work: Path) -> np.ndarray:
 
 
 def _work(work: Path, number: int) -> None:
-    job = Job.from_json((work / JOB_NAME).read_text())
+    plan = WorkPlan.from_json((work / PLAN_NAME).read_text())
     everybody = _progress(work)
     progress = everybody[number]
 
-    def on_picture() -> None:
-        progress[NUM_PICTURES] += 1
+    def on_image() -> None:
+        progress[NUM_IMAGES] += 1
         progress[PLACE] += 1
 
     def on_skip(skipped: list[Skipped]) -> None:
         progress[NUM_BAD] += 1
-        num_bad = job.num_bad + int(everybody[:, NUM_BAD].sum())
-        if num_bad > job.num_bad_allowed:
+        num_bad = plan.num_bad + int(everybody[:, NUM_BAD].sum())
+        if num_bad > plan.num_bad_allowed:
             raise TooManyBadError(
-                f"{num_bad:,} pictures cannot be used, and {job.num_bad_allowed:,} are allowed (--max-bad, --strict): "
+                f"{num_bad:,} images cannot be used, and {plan.num_bad_allowed:,} are allowed (--max-bad, --strict): "
                 f"{'; '.join(map(str, skipped[-NUM_SHOWN:]))}",
                 skipped,
             )
 
-    writer = ShardWriter(job, on_picture, on_skip)
+    writer = ShardWriter(plan, on_image, on_skip)
     try:
-        with read_listing(job.listing) as listing:
+        with open_catalog(plan.catalog) as catalog:
             for taken in _given():
-                shard = job.shards[taken]
+                shard = plan.shards[taken]
                 progress[SHARD], progress[PLACE] = taken, shard.first - 1
-                writer.make(shard, listing.pictures(shard.split, shard.places))
+                writer.make(shard, catalog.images(shard.split, shard.places))
     finally:
         writer.finish()  # whatever became of the last shard, the one before is whole
 
@@ -187,7 +187,7 @@ def main() -> NoReturn:
     """A worker: ``python -m cbd_fast.shards.writing.worker_pool WORK NUMBER``."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command hears it, and ends its workers
     Image.MAX_IMAGE_PIXELS = None  # --max-pixels decides
-    warnings.simplefilter("ignore")  # Pillow warns about odd metadata of pictures that decode well
+    warnings.simplefilter("ignore")  # Pillow warns about odd metadata of images that decode well
     try:
         _work(Path(sys.argv[1]), int(sys.argv[2]))
     except (OSError, InputError, RunError) as error:

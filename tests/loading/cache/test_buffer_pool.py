@@ -2,11 +2,11 @@ import gc
 
 import torch
 
-from cbd_fast.loading.cache.buffer_pool import BatchMemory
+from cbd_fast.loading.cache.buffer_pool import BufferPool
 
 
 def test_memory_is_used_again_when_nothing_uses_it():
-    memory = BatchMemory(max_free=2)
+    memory = BufferPool(max_free=2)
     first = memory.take((4, 3), torch.float32)
     assert (first.shape, first.dtype) == ((4, 3), torch.float32)
     place, part = first.data_ptr(), first[1:2].permute(1, 0)
@@ -22,7 +22,7 @@ def test_memory_is_used_again_when_nothing_uses_it():
 
 
 def test_little_is_kept_that_nobody_uses():
-    memory = BatchMemory(max_free=2)
+    memory = BufferPool(max_free=2)
     taken = [memory.take((1000,), torch.uint8) for _ in range(10)]
     places = {tensor.data_ptr() for tensor in taken}
     assert len(places) == 10

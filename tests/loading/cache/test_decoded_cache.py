@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from cbd_fast import Augmentation, Loader
 from cbd_fast.errors import InputError
 from cbd_fast.loading.cache import decoded_cache
-from cbd_fast.loading.cache.decoded_cache import choose_resident, picture_bytes
-from cbd_fast.loading.sampling.policies import draw_shares
+from cbd_fast.loading.cache.decoded_cache import choose_cached, image_bytes
+from cbd_fast.loading.sampling.policies import draw_fractions
 from cbd_fast.shards.index import INDEX_DTYPE
-from tests.loading.test_loader import OPTIONS, same, with_bad_pictures
+from tests.loading.test_loader import OPTIONS, same, with_bad_images
 
 PLACES_LT = Path(__file__).parents[3] / "benchmarks" / "places_lt_counts.json"
 
@@ -32,33 +32,33 @@ def starts_of(counts):
 
 
 def test_the_rarest_and_smallest_are_chosen():
-    # classes of 4, 2 and 1 pictures; a draw of the second falls on one of 2 pictures, of which one is twice as large
+    # classes of 4, 2 and 1 images; a draw of the second falls on one of 2 images, of which one is twice as large
     rows = index_rows([4, 2, 1], [(10, 10)] * 4 + [(10, 20), (10, 10)] + [(30, 10)])
-    shares = draw_shares("class_balanced", starts_of([4, 2, 1]))
-    np.testing.assert_allclose(shares, [1 / 12, 1 / 6, 1 / 3])
+    fractions = draw_fractions("class_balanced", starts_of([4, 2, 1]))
+    np.testing.assert_allclose(fractions, [1 / 12, 1 / 6, 1 / 3])
     # draws per byte, times 3600: 1, 1, 1, 1, 1, 2, 1.33
-    assert choose_resident(rows, shares, share=1 / 7).tolist() == [5]
-    assert choose_resident(rows, shares, share=2 / 7).tolist() == [5, 6]
-    assert choose_resident(rows, shares, share=1).tolist() == list(range(7))
-    assert choose_resident(rows, shares, gigabytes=321e-9).tolist() == [
+    assert choose_cached(rows, fractions, fraction=1 / 7).tolist() == [5]
+    assert choose_cached(rows, fractions, fraction=2 / 7).tolist() == [5, 6]
+    assert choose_cached(rows, fractions, fraction=1).tolist() == list(range(7))
+    assert choose_cached(rows, fractions, gigabytes=321e-9).tolist() == [
         5
     ]  # 300 bytes on whole lines of 64, and one more
-    assert choose_resident(rows, shares, gigabytes=(321 + 961 + 321) * 1e-9).tolist() == [0, 5, 6]
-    assert choose_resident(rows, shares, gigabytes=320e-9).tolist() == []
+    assert choose_cached(rows, fractions, gigabytes=(321 + 961 + 321) * 1e-9).tolist() == [0, 5, 6]
+    assert choose_cached(rows, fractions, gigabytes=320e-9).tolist() == []
 
 
 def test_what_does_not_fit_is_passed_over():
     # the best per byte is too large for what is left after the next one, and for all when there is little room
     rows = index_rows([1, 4], [(100, 100)] + [(10, 10)] * 4)
-    shares = draw_shares("class_balanced", starts_of([1, 4])) * np.array([100, 1])
+    fractions = draw_fractions("class_balanced", starts_of([1, 4])) * np.array([100, 1])
     one, small = 30_016 + 1, 320 + 1
-    assert choose_resident(rows, shares, gigabytes=(one + small) * 1e-9).tolist() == [0, 1]
-    assert choose_resident(rows, shares, gigabytes=(one - 1) * 1e-9).tolist() == [1, 2, 3, 4]
+    assert choose_cached(rows, fractions, gigabytes=(one + small) * 1e-9).tolist() == [0, 1]
+    assert choose_cached(rows, fractions, gigabytes=(one - 1) * 1e-9).tolist() == [1, 2, 3, 4]
 
 
-def test_quarantined_pictures_are_never_chosen():
+def test_quarantined_images_are_never_chosen():
     rows = index_rows([2, 2], [(10, 10)] * 3 + [(0, 0)])
-    assert choose_resident(rows, draw_shares("instance", starts_of([2, 2])), share=1).tolist() == [0, 1, 2]
+    assert choose_cached(rows, draw_fractions("instance", starts_of([2, 2])), fraction=1).tolist() == [0, 1, 2]
 
 
 @settings(max_examples=50, deadline=None)
@@ -68,13 +68,13 @@ def test_quarantined_pictures_are_never_chosen():
     st.floats(0, 1),
     st.randoms(use_true_random=False),
 )
-def test_no_other_choice_of_as_many_serves_more_per_byte(counts, policy, share, random):
+def test_no_other_choice_of_as_many_serves_more_per_byte(counts, policy, fraction, random):
     rows = index_rows(counts, [(random.randint(1, 50), random.randint(1, 50)) for _ in range(sum(counts))])
-    shares = draw_shares(policy, starts_of(counts))
-    assert (shares * counts).sum() == pytest.approx(1)
-    chosen = choose_resident(rows, shares, share=share)
-    assert len(chosen) == int(share * len(rows))
-    value = (shares[rows["label"]] / picture_bytes(rows)).astype(np.float32)
+    fractions = draw_fractions(policy, starts_of(counts))
+    assert (fractions * counts).sum() == pytest.approx(1)
+    chosen = choose_cached(rows, fractions, fraction=fraction)
+    assert len(chosen) == int(fraction * len(rows))
+    value = (fractions[rows["label"]] / image_bytes(rows)).astype(np.float32)
     others = np.setdiff1d(np.arange(len(rows)), chosen)
     assert not len(chosen) or not len(others) or value[chosen].min() >= value[others].max()
 
@@ -82,23 +82,23 @@ def test_no_other_choice_of_as_many_serves_more_per_byte(counts, policy, share, 
 def test_a_fifth_of_places_lt_serves_seven_tenths_of_the_draws():
     counts = json.loads(PLACES_LT.read_text())["counts"]
     assert (sum(counts), len(counts), max(counts), min(counts)) == (62500, 365, 4980, 5)
-    shares = draw_shares("class_balanced", starts_of(counts))
+    fractions = draw_fractions("class_balanced", starts_of(counts))
     rows = index_rows(counts, [(256, 340)] * sum(counts))
     by_worth = np.sort(np.repeat(1 / np.array(counts) / 365, counts))[::-1]
-    for share, served in ((0.05, 0.39), (0.1, 0.53), (0.2, 0.70), (0.3, 0.80)):
-        chosen = choose_resident(rows, shares, share=share)
-        assert shares[rows["label"][chosen]].sum() == pytest.approx(by_worth[: int(share * 62500)].sum())
-        assert shares[rows["label"][chosen]].sum() == pytest.approx(served, abs=0.01)
+    for fraction, served in ((0.05, 0.39), (0.1, 0.53), (0.2, 0.70), (0.3, 0.80)):
+        chosen = choose_cached(rows, fractions, fraction=fraction)
+        assert fractions[rows["label"][chosen]].sum() == pytest.approx(by_worth[: int(fraction * 62500)].sum())
+        assert fractions[rows["label"][chosen]].sum() == pytest.approx(served, abs=0.01)
 
 
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ({"resident": 0.5, "resident_gb": 1}, "resident=0.5 and resident_gb=1: set one"),
-        ({"resident": 1.5}, "resident=1.5: must be from 0 to 1"),
-        ({"resident_gb": -1}, "resident_gb=-1: must be 0 or more"),
-        ({"resident_gb": 1e-6}, "no room for a single picture"),
-        ({"resident": 1, "resident_on_gpu": True}, "resident_on_gpu: pictures are not decoded on a GPU"),
+        ({"cache": 0.5, "cache_gb": 1}, "cache=0.5 and cache_gb=1: set one"),
+        ({"cache": 1.5}, "cache=1.5: must be from 0 to 1"),
+        ({"cache_gb": -1}, "cache_gb=-1: must be 0 or more"),
+        ({"cache_gb": 1e-6}, "no room for a single image"),
+        ({"cache": 1, "cache_on_gpu": True}, "cache_on_gpu: images are not decoded on a GPU"),
     ],
 )
 def test_impossible_settings_are_refused(photo_shards, limits, message):
@@ -108,10 +108,8 @@ def test_impossible_settings_are_refused(photo_shards, limits, message):
 
 def test_too_little_memory_is_refused_with_numbers(photo_shards, monkeypatch):
     monkeypatch.setattr(decoded_cache, "available_bytes", lambda: 100_000)
-    with pytest.raises(
-        InputError, match=r"19 resident pictures need 0\.000\d+ GB, but this machine has only 0.0001 GB"
-    ):
-        Loader(photo_shards, resident=1, **OPTIONS)
+    with pytest.raises(InputError, match=r"19 cached images need 0\.000\d+ GB, but this machine has only 0.0001 GB"):
+        Loader(photo_shards, cache=1, **OPTIONS)
 
 
 AUGMENTATIONS = {
@@ -122,44 +120,44 @@ AUGMENTATIONS = {
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 @pytest.mark.parametrize("decoder", ["torch", "dali"])
-@pytest.mark.parametrize("share", [0.4, 1.0])
-def test_batches_are_the_same_with_and_without(photo_shards, decoder, share, name):
+@pytest.mark.parametrize("fraction", [0.4, 1.0])
+def test_batches_are_the_same_with_and_without(photo_shards, decoder, fraction, name):
     options = OPTIONS | {"decoder": decoder, "sampling": "class_balanced", "augmentation": AUGMENTATIONS[name]}
-    with Loader(photo_shards, **options) as plain, Loader(photo_shards, resident=share, **options) as kept:
-        assert len(kept.resident) == int(share * 19)
+    with Loader(photo_shards, **options) as plain, Loader(photo_shards, cache=fraction, **options) as kept:
+        assert len(kept.cache) == int(fraction * 19)
         for expected, batch in zip(plain.steps(0, 12), kept.steps(0, 12), strict=True):
             if decoder == "torch" or name == "pad_and_crop":
                 assert same(expected, batch)
             else:  # DALI decodes boxes, whose edges may differ in the last bits
                 assert batch.ids.tolist() == expected.ids.tolist()
                 assert (batch.images - expected.images).abs().max() <= 4.5 / 255 * 5  # colours times up to 5
-        drawn = np.isin(np.concatenate([plain.plan(step).rows for step in range(12)]), kept.resident.rows)
-        assert kept.stats().num_resident == drawn.sum()
-        assert plain.stats().num_resident == 0
+        drawn = np.isin(np.concatenate([plain.plan(step).rows for step in range(12)]), kept.cache.rows)
+        assert kept.stats().num_cached == drawn.sum()
+        assert plain.stats().num_cached == 0
 
 
 def test_evaluation_can_be_resident_too(photo_shards):
     options = OPTIONS | {"decoder": "torch", "split": "test", "sampling": "sequential"}
-    with Loader(photo_shards, **options) as plain, Loader(photo_shards, resident_gb=1, **options) as kept:
+    with Loader(photo_shards, **options) as plain, Loader(photo_shards, cache_gb=1, **options) as kept:
         assert all(same(a, b) for a, b in zip(plain, kept, strict=True))
-        assert kept.stats().num_resident == len(kept.shards) == 6
+        assert kept.stats().num_cached == len(kept.shards) == 6
 
 
 @pytest.mark.parametrize("decoder", ["torch", "dali"])
-def test_bad_pictures_are_treated_as_ever(photo_shards, tmp_path, decoder):
-    copy, bad = with_bad_pictures(photo_shards, tmp_path, 2)
-    options = OPTIONS | {"decoder": decoder, "sampling": "class_balanced", "max_bad_share": 0.2}
-    with Loader(copy, **options) as plain, Loader(copy, resident=1, **options) as kept:
+def test_bad_images_are_treated_as_ever(photo_shards, tmp_path, decoder):
+    copy, bad = with_bad_images(photo_shards, tmp_path, 2)
+    options = OPTIONS | {"decoder": decoder, "sampling": "class_balanced", "max_bad_fraction": 0.2}
+    with Loader(copy, **options) as plain, Loader(copy, cache=1, **options) as kept:
         for expected, batch in zip(plain.steps(0, 12), kept.steps(0, 12), strict=True):
             assert batch.ids.tolist() == expected.ids.tolist()
             assert (batch.images - expected.images).abs().max() <= (0 if decoder == "torch" else 4.5 / 255)
-        assert sorted(kept.bad_pictures) == sorted(plain.bad_pictures) == bad
-        assert kept.stats().num_resident == kept.stats().num_pictures  # each is counted once, however often planned
+        assert sorted(kept.bad_images) == sorted(plain.bad_images) == bad
+        assert kept.stats().num_cached == kept.stats().num_images  # each is counted once, however often planned
 
 
 def test_filling_is_told_of(photo_shards):
     told = []
-    with Loader(photo_shards, resident=1, on_filling=lambda done, total: told.append((done, total)), **OPTIONS):
+    with Loader(photo_shards, cache=1, on_cache_fill=lambda done, total: told.append((done, total)), **OPTIONS):
         assert told[0] == (0, 19)
         assert told[-1] == (19, 19)
         assert told == sorted(told)
@@ -171,9 +169,9 @@ import os, sys
 from cbd_fast import Loader
 
 filled = []
-loader = Loader({str(photo_shards)!r}, **{OPTIONS!r}, decoder="torch", sampling="class_balanced", resident=1,
-                on_filling=lambda done, total: filled.append(done))
-print(loader.resident._shared.is_mine, bool(filled), loader.batch(3).images.double().sum().item(), flush=True)
+loader = Loader({str(photo_shards)!r}, **{OPTIONS!r}, decoder="torch", sampling="class_balanced", cache=1,
+                on_cache_fill=lambda done, total: filled.append(done))
+print(loader.cache._shared.is_mine, bool(filled), loader.batch(3).images.double().sum().item(), flush=True)
 sys.stdin.read()  # keeps the block until the others have been there
 """
     start = [sys.executable, "-c", program]
@@ -194,7 +192,7 @@ def test_on_a_gpu_batches_are_the_same_with_and_without(photo_shards, on_gpu):
     options = OPTIONS | {"device": "cuda", "decoder": "dali", "sampling": "class_balanced"}
     with (
         Loader(photo_shards, **options) as plain,
-        Loader(photo_shards, resident=0.4, resident_on_gpu=on_gpu, **options) as kept,
+        Loader(photo_shards, cache=0.4, cache_on_gpu=on_gpu, **options) as kept,
     ):
         for expected, batch in zip(plain.steps(0, 12), kept.steps(0, 12), strict=True):
             assert batch.ids.tolist() == expected.ids.tolist()

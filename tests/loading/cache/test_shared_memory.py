@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from cbd_fast.loading.cache.shared_memory import SharedBlock
+from cbd_fast.loading.cache.shared_memory import SharedMemory
 
 PROGRAM = """
 import sys, time
-from cbd_fast.loading.cache.shared_memory import SharedBlock
+from cbd_fast.loading.cache.shared_memory import SharedMemory
 
 def fill(data, tell):
     print("filling", flush=True)
@@ -21,7 +21,7 @@ def fill(data, tell):
 def show(done, total):
     print("done", done, total, flush=True)
 
-block = SharedBlock({name!r}, 1000, fill, show)
+block = SharedMemory({name!r}, 1000, fill, show)
 print("sum", int(block.data.sum()), flush=True)
 sys.stdin.read()
 """
@@ -49,11 +49,11 @@ def test_the_second_finds_what_the_first_filled(name):
     second = start(name)
     assert second.stdout.readline() == "sum 7000\n"
     first.communicate()  # the memory stays with the second
-    third = SharedBlock(name, 1000, lambda data, _: data.fill_(1), print)
+    third = SharedMemory(name, 1000, lambda data, _: data.fill_(1), print)
     assert not third.is_mine
     second.kill()
     second.wait()
-    fourth = SharedBlock(name, 1000, lambda data, _: data.fill_(1), print)
+    fourth = SharedMemory(name, 1000, lambda data, _: data.fill_(1), print)
     assert int(fourth.data.sum()) == 7000
     third.close()
     fourth.close()
@@ -78,7 +78,7 @@ def test_who_waits_is_told_of_progress_too(name):
 def test_a_block_of_another_size_is_another(name):
     first = start(name)
     assert [first.stdout.readline() for _ in range(2)] == ["filling\n", "sum 7000\n"]
-    mine = SharedBlock(name, 500, lambda data, _: data.fill_(1), print)
+    mine = SharedMemory(name, 500, lambda data, _: data.fill_(1), print)
     assert len(mine.data) == 500
     mine.close()
     first.communicate()
@@ -96,14 +96,14 @@ def test_a_process_killed_while_it_fills_leaves_nothing_that_is_taken_for_whole(
 
 def test_where_filling_fails_the_next_one_tries(name):
     def fail(data, tell):
-        raise OSError("no such picture")
+        raise OSError("no such image")
 
-    with pytest.raises(OSError, match="no such picture"):
-        SharedBlock(name, 1000, fail, print)
-    block = SharedBlock(name, 1000, lambda data, _: data.fill_(2), print)
+    with pytest.raises(OSError, match="no such image"):
+        SharedMemory(name, 1000, fail, print)
+    block = SharedMemory(name, 1000, lambda data, _: data.fill_(2), print)
     assert block.is_mine
     assert int(block.data.sum()) == 2000
-    again = SharedBlock(name, 1000, fail, print)  # in the same process
+    again = SharedMemory(name, 1000, fail, print)  # in the same process
     assert not again.is_mine
     again.data[0] = 9
     assert block.data[0] == 9

@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def pictures(photos):
+def images(photos):
     """Ten files of several formats, with their sizes."""
     rng = np.random.default_rng(0)
     files, sizes = [], []
@@ -29,9 +29,9 @@ def pictures(photos):
     return files, tuple(sizes)
 
 
-def decoders(pads, device=CPU, image_size=64, batch_size=10, **options):
+def decoders(allow_padding, device=CPU, image_size=64, batch_size=10, **options):
     reference = TorchDecoder(image_size)
-    options |= {"batch_size": batch_size, "image_size": image_size, "pads": pads}
+    options |= {"batch_size": batch_size, "image_size": image_size, "allow_padding": allow_padding}
     return reference, DaliDecoder(reference, device=device, **options)
 
 
@@ -42,10 +42,10 @@ AUGMENTATIONS = {
 }
 
 
-def check_agreement(pictures, name, device, tolerance, **options):
-    files, sizes = pictures
+def check_agreement(images, name, device, tolerance, **options):
+    files, sizes = images
     augmentation = AUGMENTATIONS[name]
-    reference, dali = decoders(augmentation.pads, device, **options)
+    reference, dali = decoders(augmentation.allow_padding, device, **options)
     for step in range(5):
         plan = plan_of(augmentation, sizes, step=step, image_size=64)
         expected, crops = reference(files, plan), dali(files, plan)
@@ -57,26 +57,26 @@ def check_agreement(pictures, name, device, tolerance, **options):
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_agrees_with_the_reference_on_the_cpu(pictures, name):
-    check_agreement(pictures, name, CPU, tolerance=1.0)
+def test_agrees_with_the_reference_on_the_cpu(images, name):
+    check_agreement(images, name, CPU, tolerance=1.0)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_agrees_with_the_reference_on_the_gpu(pictures, name):
-    check_agreement(pictures, name, torch.device("cuda", 0), tolerance=2.0)
+def test_agrees_with_the_reference_on_the_gpu(images, name):
+    check_agreement(images, name, torch.device("cuda", 0), tolerance=2.0)
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_the_graph_of_the_gpu_agrees_too(pictures, name):
-    """Whole pictures decoded, cut and resized by DALI, here on the CPU."""
-    check_agreement(pictures, name, CPU, tolerance=1.0, does_all=True)
+def test_the_graph_of_the_gpu_agrees_too(images, name):
+    """Whole images decoded, cut and resized by DALI, here on the CPU."""
+    check_agreement(images, name, CPU, tolerance=1.0, does_all=True)
 
 
 @pytest.mark.parametrize("does_all", [False, True])
-def test_threads_do_not_disturb_each_other(pictures, does_all):
-    files, sizes = pictures
-    _, dali = decoders(pads=False, does_all=does_all)
+def test_threads_do_not_disturb_each_other(images, does_all):
+    files, sizes = images
+    _, dali = decoders(allow_padding=False, does_all=does_all)
     plans = [plan_of(Augmentation(), sizes, step=step, image_size=64) for step in range(12)]
     expected = [dali(files, plan).pixels for plan in plans]
     with ThreadPoolExecutor(4) as pool:
@@ -84,18 +84,18 @@ def test_threads_do_not_disturb_each_other(pictures, does_all):
             assert torch.equal(crops.pixels, alone)
 
 
-def test_smaller_batches_and_equal_pixels_in_any_company(pictures):
-    files, sizes = pictures
-    _, dali = decoders(pads=False)
+def test_smaller_batches_and_equal_pixels_in_any_company(images):
+    files, sizes = images
+    _, dali = decoders(allow_padding=False)
     plan = plan_of(Augmentation(), sizes, image_size=64)
     whole = dali(files, plan).pixels
     part = dali(files[4:7], plan.take(np.arange(4, 7))).pixels
     assert torch.equal(part, whole[4:7])
 
 
-def test_goes_on_after_a_bad_picture(pictures):
-    files, sizes = pictures
-    reference, dali = decoders(pads=False)
+def test_goes_on_after_a_bad_image(images):
+    files, sizes = images
+    reference, dali = decoders(allow_padding=False)
     plan = plan_of(Augmentation(), sizes, image_size=64)
     expected = dali(files, plan).pixels
     bad = dali([*files[:2], files[2][:100], *files[3:]], plan)
@@ -106,11 +106,11 @@ def test_goes_on_after_a_bad_picture(pictures):
 
 @pytest.mark.parametrize("does_all", [False, True])
 @pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_pictures_that_were_decoded_before_give_the_same_crops(pictures, name, does_all):
-    files, sizes = pictures
-    _, dali = decoders(AUGMENTATIONS[name].pads, does_all=does_all)
+def test_images_that_were_decoded_before_give_the_same_crops(images, name, does_all):
+    files, sizes = images
+    _, dali = decoders(AUGMENTATIONS[name].allow_padding, does_all=does_all)
     whole = dali.whole(files, np.array(sizes))
-    assert [picture.shape for picture in whole] == [(*size, 3) for size in sizes]
+    assert [image.shape for image in whole] == [(*size, 3) for size in sizes]
     plan = plan_of(AUGMENTATIONS[name], sizes, image_size=64)
     expected = dali(files, plan).pixels
     for chosen in (range(0, 10, 3), range(10)):
@@ -123,9 +123,9 @@ def test_pictures_that_were_decoded_before_give_the_same_crops(pictures, name, d
 
 
 @pytest.mark.parametrize("does_all", [False, True])
-def test_whole_pictures_but_for_the_bad_one(pictures, does_all):
-    files, sizes = pictures
-    _, dali = decoders(pads=False, does_all=does_all)
+def test_whole_images_but_for_the_bad_one(images, does_all):
+    files, sizes = images
+    _, dali = decoders(allow_padding=False, does_all=does_all)
     expected = dali.whole(files, np.array(sizes))
     found = dali.whole([*files[:2], files[2][:100], *files[3:]], np.array(sizes))
     assert isinstance(found[2], str)

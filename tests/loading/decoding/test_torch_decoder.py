@@ -38,7 +38,7 @@ def test_is_close_to_pillows_resized_crop(photos):
     assert np.abs(crop.numpy() - expected).mean() < 1
 
 
-def test_outside_the_picture_is_black(photos):
+def test_outside_the_image_is_black(photos):
     pixels = photos[0][:32, :32]
     data = as_array(encoded(pixels, "png"))
     crop = decode_crop(data, np.array([-4, 3, 32, 32]), 32).numpy()
@@ -54,23 +54,23 @@ def test_equals_torchvisions_padded_crop_after_resizing(photos):
     assert torch.equal(decode_crop(data, np.array([-8, 6, 64, 64]), 32).permute(2, 0, 1), expected)
 
 
-def test_a_box_beside_the_picture_is_black(photos):
+def test_a_box_beside_the_image_is_black(photos):
     data = as_array(encoded(photos[0][:32, :32], "png"))
     assert not decode_crop(data, np.array([40, 0, 32, 32]), 32).any()
     assert not decode_crop(data, np.array([0, -50, 32, 32]), 16).any()
 
 
-def test_grey_and_oriented_pictures(photos):
+def test_grey_and_oriented_images(photos):
     grey = decode_crop(as_array(encoded(photos[0][:, :, 0])), np.array([0, 0, 427, 640]), 64)
     assert torch.equal(grey[:, :, 0], grey[:, :, 1])
     exif = Image.Exif()
     exif[0x0112] = 8
-    box = np.array([300, 500, 100, 100])  # outside the picture if it were turned
+    box = np.array([300, 500, 100, 100])  # outside the image if it were turned
     plain, turned = (decode_crop(as_array(encoded(photos[0], **tags)), box, 64) for tags in ({}, {"exif": exif}))
     assert torch.equal(plain, turned)
 
 
-def test_a_batch_names_its_bad_pictures(photos):
+def test_a_batch_names_its_bad_images(photos):
     good, cut = as_array(encoded(photos[0])), as_array(encoded(photos[0])[:3000])
     plan = plan_of(sizes=((427, 640),) * 4)
     crops = TorchDecoder(32)([good, cut, good, np.zeros(1, np.uint8)], plan)

@@ -41,7 +41,7 @@ def test_orders_never_change():
 
 
 @given(COUNTS, SEEDS, st.integers(0, 50))
-def test_instance_epochs_hold_each_picture_once(counts, seed, epoch):
+def test_instance_epochs_hold_each_image_once(counts, seed, epoch):
     total = sum(counts)
     rows = order_of("instance", counts, seed)(np.arange(epoch * total, (epoch + 1) * total))
     assert sorted(rows.tolist()) == list(range(total))
@@ -57,7 +57,7 @@ def test_balanced_rounds_hold_each_class_once(counts, seed, number):
 
 @settings(deadline=None)
 @given(st.sampled_from(POLICIES), COUNTS, SEEDS)
-def test_no_picture_comes_again_before_the_others_of_its_class(policy, counts, seed):
+def test_no_image_comes_again_before_the_others_of_its_class(policy, counts, seed):
     rows = order_of(policy, counts, seed)(np.arange(400))
     labels = labels_of(rows, counts)
     for label, count in enumerate(counts):
@@ -70,7 +70,7 @@ def test_no_picture_comes_again_before_the_others_of_its_class(policy, counts, s
 @settings(deadline=None)
 @given(st.sampled_from(POLICIES), COUNTS, SEEDS, st.data())
 def test_draws_do_not_depend_on_each_other(policy, counts, seed, data):
-    """Any draws, asked for in any company, by a fresh order: the picture is a function of the draw's number."""
+    """Any draws, asked for in any company, by a fresh order: the image is a function of the draw's number."""
     draws = np.array(data.draw(st.lists(st.integers(0, 10**6), min_size=1, max_size=6)))
     together = order_of(policy, counts, seed)(draws)
     fresh = [int(order_of(policy, counts, seed)(np.array([draw]))[0]) for draw in draws]
@@ -156,7 +156,7 @@ def test_plans_that_are_forgotten_are_made_again(policy, monkeypatch):
 
 
 def test_impossible_orders_are_refused():
-    with pytest.raises(InputError, match="holds no pictures"):
+    with pytest.raises(InputError, match="holds no images"):
         order_of("instance", [0, 0])
     with pytest.raises(InputError, match="needs the number of steps"):
         order_of("progressive", [3], num_draws=None)

@@ -11,13 +11,13 @@ from cbd_fast.shards.sources.archives import cifar_source, digits_source
 def test_digits():
     source = digits_source(3)
     by_split = {"train": [], "test": []}
-    for picture in source.pictures():
-        by_split[picture.split].append(picture)
-    counts = {split: [sum(p.label == c for p in pictures) for c in range(10)] for split, pictures in by_split.items()}
+    for image in source.images():
+        by_split[image.split].append(image)
+    counts = {split: [sum(p.label == c for p in images) for c in range(10)] for split, images in by_split.items()}
     assert counts == {"train": [124, 74, 44, 26, 16, 9, 5, 3, 2, 1], "test": [50] * 10}
     train, test = ({p.name for p in by_split[split]} for split in ("train", "test"))
     assert not train & test
-    assert {p.name for p in digits_source(4).pictures() if p.split == "test"} != test
+    assert {p.name for p in digits_source(4).images() if p.split == "test"} != test
     pixels = np.asarray(Image.open(io.BytesIO(by_split["train"][0].read())))
     assert (pixels.shape, pixels.dtype) == ((32, 32), np.uint8)
 

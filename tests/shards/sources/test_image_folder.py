@@ -16,8 +16,8 @@ def touch(*paths):
 
 
 def listed(source):
-    """Split, name and label of all pictures."""
-    return sorted((picture.split, picture.name, picture.label) for picture in source.pictures())
+    """Split, name and label of all images."""
+    return sorted((image.split, image.name, image.label) for image in source.images())
 
 
 def test_folder_lists_every_visible_file_below_each_class(tmp_path):
@@ -34,21 +34,21 @@ def test_folder_lists_every_visible_file_below_each_class(tmp_path):
     ]
 
 
-def test_pictures_know_their_file_and_size(tmp_path, monkeypatch):
+def test_images_know_their_file_and_size(tmp_path, monkeypatch):
     touch(tmp_path / "train" / "a" / "1.jpg")
     monkeypatch.chdir(tmp_path)
-    (picture,) = folder_source({"train": type(tmp_path)("train")}).pictures()
-    assert (picture.path, picture.num_bytes) == (str(tmp_path / "train" / "a" / "1.jpg"), 1)
-    assert picture.read() == b"x"
+    (image,) = folder_source({"train": type(tmp_path)("train")}).images()
+    assert (image.path, image.num_bytes) == (str(tmp_path / "train" / "a" / "1.jpg"), 1)
+    assert image.read() == b"x"
 
 
 def test_odd_names_and_dangling_links_are_listed(tmp_path):
     odd = ["spaced name.jpg", "line\nbreak.jpg", "ünïcode.jpg", "many.dots.in.it.jpg", "noextension"]
     touch(*(tmp_path / "train" / "a" / name for name in odd))
     os.symlink(tmp_path / "nowhere", tmp_path / "train" / "a" / "link.jpg")
-    pictures = {picture.name: picture for picture in folder_source({"train": tmp_path / "train"}).pictures()}
-    assert sorted(pictures) == sorted(f"a/{name}" for name in [*odd, "link.jpg"])
-    assert pictures["a/link.jpg"].num_bytes is None
+    images = {image.name: image for image in folder_source({"train": tmp_path / "train"}).images()}
+    assert sorted(images) == sorted(f"a/{name}" for name in [*odd, "link.jpg"])
+    assert images["a/link.jpg"].num_bytes is None
 
 
 def test_links_that_go_in_circles_are_followed_once(tmp_path):
@@ -79,7 +79,7 @@ def test_bad_folders_are_refused(tmp_path):
     (test / "c" / "1.jpg").unlink()
     (test / "c").rename(test / "b")
     with pytest.raises(InputError, match="hold no files"):
-        list(folder_source({"train": train, "test": test}).pictures())
+        list(folder_source({"train": train, "test": test}).images())
 
 
 def test_list_of_paths_and_labels(tmp_path):
@@ -89,9 +89,9 @@ def test_list_of_paths_and_labels(tmp_path):
     source = list_source(tmp_path / "root", {"train": tmp_path / "train.txt", "test": tmp_path / "test.txt"})
     assert source.classes == ["n00", "n01"]  # the folders name them
     expected = [("test", "val/n00/d.JPEG", 0), ("train", "train/n00/c.JPEG", 0), ("train", "train/n01/a b.JPEG", 1)]
-    pictures = list(source.pictures())
-    assert sorted((p.split, p.name, p.label) for p in pictures) == expected
-    sizes = {picture.name: picture.num_bytes for picture in pictures}
+    images = list(source.images())
+    assert sorted((p.split, p.name, p.label) for p in images) == expected
+    sizes = {image.name: image.num_bytes for image in images}
     assert (sizes["train/n01/a b.JPEG"], sizes["train/n00/c.JPEG"]) == (1, None)
 
 
@@ -124,7 +124,7 @@ def test_a_label_that_only_the_test_list_has_is_refused(tmp_path):
     (tmp_path / "test.txt").write_text("b.jpg 1\n")
     source = list_source(tmp_path, {"train": tmp_path / "train.txt", "test": tmp_path / "test.txt"})
     with pytest.raises(InputError, match=r"'b\.jpg' has label 1, but .* only labels up to 0"):
-        list(source.pictures())
+        list(source.images())
     with pytest.raises(InputError, match="No such file"):
         list_source(tmp_path, {"train": tmp_path / "none.txt"})
 
@@ -138,7 +138,7 @@ def test_one_file_has_one_name(tmp_path):
 
 def test_an_empty_list_is_refused(tmp_path):
     (tmp_path / "train.txt").write_text("\n")
-    with pytest.raises(InputError, match="lists no pictures"):
+    with pytest.raises(InputError, match="lists no images"):
         list_source(tmp_path, {"train": tmp_path / "train.txt"})
 
 
@@ -156,13 +156,13 @@ def test_a_folder_that_cannot_be_listed_is_not_taken_for_empty(tmp_path, monkeyp
         listed(folder_source({"train": tmp_path}))
 
 
-def annotations(pictures, species, change=None):
-    """A file of the competitions' form: pictures as (id, file, category), species as (category, name)."""
+def annotations(images, species, change=None):
+    """A file of the competitions' form: images as (id, file, category), species as (category, name)."""
     form = {
         "info": {"year": 2018},
-        "images": [{"id": i, "file_name": file, "width": 8, "height": 8, "license": 1} for i, file, _ in pictures],
+        "images": [{"id": i, "file_name": file, "width": 8, "height": 8, "license": 1} for i, file, _ in images],
         "licenses": [{"id": 1, "name": "CC BY", "url": ""}],
-        "annotations": [{"id": i, "image_id": i, "category_id": c} for i, _, c in reversed(pictures)],
+        "annotations": [{"id": i, "image_id": i, "category_id": c} for i, _, c in reversed(images)],
         "categories": [{"id": c, "name": name, "supercategory": "Aves"} for c, name in species],
     }
     return form | (change or {})
@@ -205,14 +205,14 @@ def test_bad_annotations_are_named(tmp_path, change, message):
     path = tmp_path / "train.json"
     path.write_text(json.dumps(annotations([(1, "a.jpg", 0)], [(0, "Gull")], change)))
     with pytest.raises(InputError, match=message):
-        list(inaturalist_source(tmp_path, {"train": path}).pictures())
+        list(inaturalist_source(tmp_path, {"train": path}).images())
 
 
 def test_json_that_is_cut_off_is_refused(tmp_path):
     path = tmp_path / "train.json"
     path.write_text(json.dumps(annotations([(1, "a.jpg", 0)], [(0, "Gull")]))[:-40])
     with pytest.raises(InputError, match="not whole JSON"):
-        list(inaturalist_source(tmp_path, {"train": path}).pictures())
+        list(inaturalist_source(tmp_path, {"train": path}).images())
 
 
 def test_tiny_imagenet(tmp_path):
@@ -231,7 +231,7 @@ def test_tiny_imagenet(tmp_path):
     ]
     (tmp_path / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn07\n")
     with pytest.raises(InputError, match=r"line 1: .* is not a file and a class"):
-        list(source.pictures())
+        list(source.images())
     shutil.rmtree(tmp_path / "train" / "n01")
     with pytest.raises(InputError, match="no such folder"):
-        list(source.pictures())
+        list(source.images())

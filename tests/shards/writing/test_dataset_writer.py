@@ -20,8 +20,8 @@ from cbd_fast.shards.manifest import read_manifest
 from cbd_fast.shards.sources.archives import digits_source
 from cbd_fast.shards.sources.image_folder import folder_source
 from cbd_fast.shards.writing.dataset_writer import write_dataset
-from cbd_fast.shards.writing.options import Progress, ShardSize, Wanted
-from cbd_fast.shards.writing.validate_image import PictureRules
+from cbd_fast.shards.writing.options import Progress, ShardSize, WriteOptions
+from cbd_fast.shards.writing.validate_image import ImageRules
 from tests.conftest import encoded
 
 
@@ -29,8 +29,8 @@ def source_of(root):
     return folder_source({split: root / split for split in ("train", "test")})
 
 
-def write(root, out, num_workers=2, progress=None, **wanted):
-    return write_dataset(source_of(root), out, Wanted(**wanted), num_workers=num_workers, progress=progress)
+def write(root, out, num_workers=2, progress=None, **options):
+    return write_dataset(source_of(root), out, WriteOptions(**options), num_workers=num_workers, progress=progress)
 
 
 class Notes(Progress):
@@ -40,29 +40,29 @@ class Notes(Progress):
     def note(self, message):
         self.notes.append(message)
 
-    def update(self, num_pictures):
-        self.updates.append(num_pictures)
+    def update(self, num_images):
+        self.updates.append(num_images)
 
 
-def test_same_bytes_for_every_number_of_workers(picture_folder, tmp_path):
-    size = ShardSize(num_pictures=4)
+def test_same_bytes_for_every_number_of_workers(image_folder, tmp_path):
+    size = ShardSize(num_images=4)
     for workers in (1, 2, 4):
-        write(picture_folder, tmp_path / str(workers), num_workers=workers, size=size)
+        write(image_folder, tmp_path / str(workers), num_workers=workers, size=size)
     files = sorted(path.name for path in (tmp_path / "1").iterdir())
     assert sum(name.endswith(".tar") for name in files) == 5 + 2
     for workers in (2, 4):
         assert_same_files(tmp_path / "1", tmp_path / str(workers))
 
 
-def test_seed_changes_the_order(picture_folder, tmp_path):
-    write(picture_folder, tmp_path / "a", seed=0)
-    write(picture_folder, tmp_path / "b", seed=1)
+def test_seed_changes_the_order(image_folder, tmp_path):
+    write(image_folder, tmp_path / "a", seed=0)
+    write(image_folder, tmp_path / "b", seed=1)
     assert read_manifest(tmp_path / "a").fingerprint != read_manifest(tmp_path / "b").fingerprint
 
 
-def test_index_finds_every_picture(picture_folder, photo_shards):
+def test_index_finds_every_image(image_folder, photo_shards):
     manifest = read_manifest(photo_shards)
-    offered = {p.name: p.read() for p in source_of(picture_folder).pictures() if p.split == "train"}
+    offered = {p.name: p.read() for p in source_of(image_folder).images() if p.split == "train"}
     index = ClassIndex.open(photo_shards / "train.index.npy", 3)
     found = {}
     for row in index.rows:
@@ -97,31 +97,34 @@ def test_stock_webdataset_reads_them(photo_shards):
     assert [tuple(image.shape[1:]) for image, _, _ in samples] == in_order[["height", "width"]].tolist()
 
 
-def test_dali_reads_them(picture_folder, tmp_path):
+def test_dali_reads_them(image_folder, tmp_path):
     out = tmp_path / "digits"
-    write_dataset(digits_source(0), out, Wanted(), num_workers=1)
+    write_dataset(digits_source(0), out, WriteOptions(), num_workers=1)
     pipeline = Pipeline(batch_size=304, num_threads=1, device_id=None)
     with pipeline:
-        encoded_pictures, labels = fn.readers.webdataset(
+        encoded_images, labels = fn.readers.webdataset(
             paths=[str(out / "train-000000.tar")], ext=["png", "cls"], missing_component_behavior="error"
         )
-        pipeline.set_outputs(fn.decoders.image(encoded_pictures, output_type=types.RGB), labels)
-    pictures, labels = pipeline.run()
+        pipeline.set_outputs(fn.decoders.image(encoded_images, output_type=types.RGB), labels)
+    images, labels = pipeline.run()
     rows = np.sort(ClassIndex.open(out / "train.index.npy", 10).rows, order="offset")
-    assert np.asarray(pictures.as_tensor()).shape == (304, 32, 32, 3)
+    assert np.asarray(images.as_tensor()).shape == (304, 32, 32, 3)
     assert [int(bytes(np.asarray(label))) for label in labels] == rows["label"].tolist()
 
 
-def test_bad_pictures_are_left_out_and_listed(photos, tmp_path):
+def test_bad_images_are_left_out_and_listed(photos, tmp_path):
     train = tmp_path / "in" / "train" / "a"
     train.mkdir(parents=True)
     (train / "good.jpg").write_bytes(encoded(photos[0]))
     (train / "cut.jpg").write_bytes(encoded(photos[0])[:5000])
-    (train / "text.jpg").write_text("not a picture")
+    (train / "text.jpg").write_text("not an image")
     (train / "empty.png").touch()
     os.symlink("nowhere", train / "gone.jpg")
     written = write_dataset(
-        folder_source({"train": tmp_path / "in" / "train"}), tmp_path / "out", Wanted(max_bad_share=1), num_workers=2
+        folder_source({"train": tmp_path / "in" / "train"}),
+        tmp_path / "out",
+        WriteOptions(max_bad_fraction=1),
+        num_workers=2,
     )
     with open(tmp_path / "out" / "skipped.csv", newline="") as file:
         listed = {row["name"]: row["reason"] for row in csv.DictReader(file)}
@@ -132,61 +135,61 @@ def test_bad_pictures_are_left_out_and_listed(photos, tmp_path):
     assert written.manifest.splits["train"].class_counts == [1]
 
 
-def test_a_class_without_decodable_pictures_is_an_error_and_listed(photos, tmp_path):
-    for name, data in (("a", encoded(photos[0])), ("b", b"not a picture")):
+def test_a_class_without_decodable_images_is_an_error_and_listed(photos, tmp_path):
+    for name, data in (("a", encoded(photos[0])), ("b", b"not an image")):
         (tmp_path / "in" / name).mkdir(parents=True)
         (tmp_path / "in" / name / "1.jpg").write_bytes(data)
     source = folder_source({"train": tmp_path / "in"})
-    with pytest.raises(RunError, match="none of the training pictures of 1 classes can be decoded, such as 'b'"):
-        write_dataset(source, tmp_path / "out", Wanted(max_bad_share=1), num_workers=2)
+    with pytest.raises(RunError, match="none of the training images of 1 classes can be decoded, such as 'b'"):
+        write_dataset(source, tmp_path / "out", WriteOptions(max_bad_fraction=1), num_workers=2)
     assert not (tmp_path / "out").exists()
     assert "b/1.jpg" in (tmp_path / f"out{PARTIAL_SUFFIX}" / "skipped.csv").read_text()
 
 
-def test_a_second_run_finds_the_first(picture_folder, tmp_path):
-    first = write(picture_folder, tmp_path / "out")
+def test_a_second_run_finds_the_first(image_folder, tmp_path):
+    first = write(image_folder, tmp_path / "out")
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
-    second = write(picture_folder, tmp_path / "out", num_workers=1)
+    second = write(image_folder, tmp_path / "out", num_workers=1)
     assert (first.is_new, second.is_new) == (True, False)
     assert second.manifest == first.manifest
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == times
 
 
-def test_a_folder_that_holds_something_else_is_refused(picture_folder, tmp_path):
+def test_a_folder_that_holds_something_else_is_refused(image_folder, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.tex").touch()
     with pytest.raises(InputError, match="already holds something else"):
-        write(picture_folder, out)
+        write(image_folder, out)
     assert [path.name for path in out.iterdir()] == ["thesis.tex"]
     (out / "thesis.tex").unlink()
-    write(picture_folder, out)  # an empty folder is fine
+    write(image_folder, out)  # an empty folder is fine
     with pytest.raises(InputError, match="seed 0 there, 5 asked for"):
-        write(picture_folder, out, seed=5)
+        write(image_folder, out, seed=5)
     with pytest.raises(InputError, match="imbalance None there, 2 asked for"):
-        write(picture_folder, out, tail=LongTail(imbalance=2))
+        write(image_folder, out, tail=LongTail(imbalance=2))
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     with pytest.raises(InputError, match="is a file"):
-        write(picture_folder, out / "dataset.json")
+        write(image_folder, out / "dataset.json")
 
 
-def test_an_unwritable_place_is_said(picture_folder, tmp_path):
+def test_an_unwritable_place_is_said(image_folder, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="no folder can be made there"):
-        write(picture_folder, tmp_path / "file" / "out")
+        write(image_folder, tmp_path / "file" / "out")
 
 
 class Killed(Progress):
-    """Ends the command, as Ctrl-C does, when some pictures are done."""
+    """Ends the command, as Ctrl-C does, when some images are done."""
 
-    def update(self, num_pictures):
-        if num_pictures >= 10:
+    def update(self, num_images):
+        if num_images >= 10:
             raise KeyboardInterrupt
 
 
-def test_an_interrupted_command_is_not_mixed_up_with_another(picture_folder, tmp_path):
-    root, options = tmp_path / "in", {"size": ShardSize(num_pictures=2), "num_workers": 1}
-    shutil.copytree(picture_folder, root)
+def test_an_interrupted_command_is_not_mixed_up_with_another(image_folder, tmp_path):
+    root, options = tmp_path / "in", {"size": ShardSize(num_images=2), "num_workers": 1}
+    shutil.copytree(image_folder, root)
     write(root, tmp_path / "whole", **options)
     with pytest.raises(KeyboardInterrupt):
         write(root, tmp_path / "out", progress=Killed(), **options)
@@ -207,74 +210,74 @@ def test_an_interrupted_command_is_not_mixed_up_with_another(picture_folder, tmp
     assert_same_files(tmp_path / "whole", tmp_path / "out")
 
 
-def test_nothing_is_done_twice_after_an_error(picture_folder, tmp_path):
-    root, options = tmp_path / "in", {"size": ShardSize(num_pictures=4), "num_workers": 1}
+def test_nothing_is_done_twice_after_an_error(image_folder, tmp_path):
+    root, options = tmp_path / "in", {"size": ShardSize(num_images=4), "num_workers": 1}
     for split in ("train", "test"):
-        for path in (picture_folder / split).rglob("*.*"):
-            copy = root / path.relative_to(picture_folder)
+        for path in (image_folder / split).rglob("*.*"):
+            copy = root / path.relative_to(image_folder)
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(path.read_bytes())
     bad = root / "test" / "cat" / "1.png"  # the test split comes last
     bad.write_bytes(bytes(len(bad.read_bytes())))
-    with pytest.raises(RunError, match=r"1 pictures cannot be used, and 0 are allowed.*test/cat/1\.png: not a picture"):
-        write(root, tmp_path / "out", max_bad_share=0, **options)
+    with pytest.raises(RunError, match=r"1 images cannot be used, and 0 are allowed.*test/cat/1\.png: not an image"):
+        write(root, tmp_path / "out", max_bad_fraction=0, **options)
     assert not (tmp_path / "out").exists()
     listed = tmp_path / f"out{PARTIAL_SUFFIX}" / ".cbd_fast-work" / "skipped.csv"
-    assert "test,2,cat/1.png,not a picture, or of an unknown format" in listed.read_text().replace('"', "")
+    assert "test,2,cat/1.png,not an image, or of an unknown format" in listed.read_text().replace('"', "")
     notes = Notes()
-    written = write(root, tmp_path / "out", max_bad_share=1, progress=notes, **options)
+    written = write(root, tmp_path / "out", max_bad_fraction=1, progress=notes, **options)
     assert notes.updates[0] == 19  # the five shards of train were there
     assert written.manifest.num_skipped == 1
-    with pytest.raises(RunError, match="was made without 1 pictures that cannot be used, and 0 are allowed"):
-        write(root, tmp_path / "out", max_bad_share=0, **options)
-    write(root, tmp_path / "other", max_bad_share=1, **options)
+    with pytest.raises(RunError, match="was made without 1 images that cannot be used, and 0 are allowed"):
+        write(root, tmp_path / "out", max_bad_fraction=0, **options)
+    write(root, tmp_path / "other", max_bad_fraction=1, **options)
     assert_same_files(tmp_path / "out", tmp_path / "other")
 
 
-def test_what_could_not_be_read_is_tried_again(picture_folder, tmp_path):
+def test_what_could_not_be_read_is_tried_again(image_folder, tmp_path):
     root = tmp_path / "in"
     (root / "ant").mkdir(parents=True)
     for number in range(3):
-        (root / "ant" / f"{number}.jpg").write_bytes((picture_folder / "train" / "ant" / "0.jpg").read_bytes())
+        (root / "ant" / f"{number}.jpg").write_bytes((image_folder / "train" / "ant" / "0.jpg").read_bytes())
     away = root / "ant" / "1.jpg"
     away.rename(tmp_path / "away")
     os.symlink(tmp_path / "link", away)  # not there at first
-    wanted = Wanted(max_bad_share=0.5, is_whole=False)
+    options = WriteOptions(max_bad_fraction=0.5, is_whole=False)
     source = folder_source({"train": root})
-    written = write_dataset(source, tmp_path / "out", wanted, num_workers=1)
+    written = write_dataset(source, tmp_path / "out", options, num_workers=1)
     assert [skip.unreadable for skip in written.skipped] == [True]
-    with pytest.raises(RunError, match=r"1 of 3 pictures are missing, such as train/ant/1\.jpg; all are in .*skipped"):
-        write_dataset(source, tmp_path / "whole", Wanted(is_whole=True, preset=None), num_workers=1)
+    with pytest.raises(RunError, match=r"1 of 3 images are missing, such as train/ant/1\.jpg; all are in .*skipped"):
+        write_dataset(source, tmp_path / "whole", WriteOptions(is_whole=True, preset=None), num_workers=1)
     listed = (tmp_path / f"whole{PARTIAL_SUFFIX}" / "skipped.csv").read_text()
     assert "train,0,ant/1.jpg,No such file or directory" in listed
     (tmp_path / "away").rename(tmp_path / "link")
-    written = write_dataset(source, tmp_path / "whole", Wanted(is_whole=True), num_workers=1)
-    assert written.manifest.splits["train"].num_pictures == 3
+    written = write_dataset(source, tmp_path / "whole", WriteOptions(is_whole=True), num_workers=1)
+    assert written.manifest.splits["train"].num_images == 3
 
 
-def test_shards_inside_the_pictures_are_refused(picture_folder):
-    with pytest.raises(InputError, match="whose pictures are taken; choose an --out outside"):
-        write(picture_folder, picture_folder / "train" / "shards")
+def test_shards_inside_the_images_are_refused(image_folder):
+    with pytest.raises(InputError, match="whose images are taken; choose an --out outside"):
+        write(image_folder, image_folder / "train" / "shards")
 
 
-def test_two_commands_do_not_write_the_same_folder(picture_folder, tmp_path, monkeypatch):
+def test_two_commands_do_not_write_the_same_folder(image_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("cbd_fast.files.LOCK_SECONDS", 0)
 
     class Second(Progress):
-        def start(self, num_pictures):
+        def start(self, num_images):
             with pytest.raises(InputError, match="another command is writing there"):
-                write(picture_folder, tmp_path / "out")
+                write(image_folder, tmp_path / "out")
             self.tried = True
 
     second = Second()
-    write(picture_folder, tmp_path / "out", progress=second)
+    write(image_folder, tmp_path / "out", progress=second)
     assert second.tried
     assert (tmp_path / "out" / "dataset.json").exists()
 
 
-def test_pictures_are_shrunk_and_the_index_knows(picture_folder, tmp_path):
-    rules = PictureRules(short_side=50)
-    written = write(picture_folder, tmp_path / "out", rules=rules)
+def test_images_are_shrunk_and_the_index_knows(image_folder, tmp_path):
+    rules = ImageRules(short_side=50)
+    written = write(image_folder, tmp_path / "out", rules=rules)
     rows = ClassIndex.open(tmp_path / "out" / "train.index.npy", 3).rows
     assert np.minimum(rows["width"], rows["height"]).tolist() == [50] * 19
     assert written.num_resized == 25

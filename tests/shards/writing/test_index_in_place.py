@@ -8,13 +8,13 @@ import webdataset
 from cbd_fast import Loader
 from cbd_fast.errors import InputError, RunError
 from cbd_fast.shards.manifest import read_manifest
-from cbd_fast.shards.reader import ShardSet
+from cbd_fast.shards.reader import ShardReader
 from cbd_fast.shards.sources.webdataset import TarLayout, webdataset_source
 from cbd_fast.shards.verify import verify_split
 from cbd_fast.shards.writing import index_in_place
 from cbd_fast.shards.writing.dataset_writer import write_dataset
 from cbd_fast.shards.writing.index_in_place import index_dataset
-from cbd_fast.shards.writing.options import Progress, Wanted
+from cbd_fast.shards.writing.options import Progress, WriteOptions
 from tests.conftest import cut, encoded
 
 
@@ -29,14 +29,14 @@ def foreign(photos, tmp_path):
             for number, name in enumerate(names):
                 sample = {"__key__": f"{split}/{number:03d}", "txt": name, "json": {"who": name, "number": number}}
                 extension = "png" if number % 3 == 0 else "jpeg"
-                picture = encoded(cut(photos[number % 2], rng), {"jpeg": "jpg"}.get(extension, extension))
-                writer.write(sample | {extension: picture})
+                image = encoded(cut(photos[number % 2], rng), {"jpeg": "jpg"}.get(extension, extension))
+                writer.write(sample | {extension: image})
     return folder
 
 
-def index(folder, wanted=None, **layout):
+def index(folder, options=None, **layout):
     source = webdataset_source(folder, TarLayout(**layout))
-    return index_dataset(source, folder, wanted or Wanted(), num_workers=2)
+    return index_dataset(source, folder, options or WriteOptions(), num_workers=2)
 
 
 def digests(folder):
@@ -54,12 +54,12 @@ def test_foreign_shards_become_class_balanced_untouched(foreign):
         for step in range(4):
             batch = loader.batch(step)
             assert np.bincount(batch.labels).tolist() == [2, 2, 2]
-    train = ShardSet(foreign, "train")
+    train = ShardReader(foreign, "train")
     samples = webdataset.WebDataset(sorted(map(str, foreign.glob("train*.tar"))), shardshuffle=False)
     stock = [(sample["__key__"], sample["txt"].decode(), sample.get("png") or sample["jpeg"]) for sample in samples]
     rows = np.argsort(train.index.rows, order=["shard", "offset"])
-    for row, (key, name, picture) in zip(rows, stock, strict=True):
-        assert train.read(row).tobytes() == picture
+    for row, (key, name, image) in zip(rows, stock, strict=True):
+        assert train.read(row).tobytes() == image
         assert written.manifest.classes[train.index.rows["label"][row]] == name
         assert train.name(row).split(":")[1].startswith(key)
 
@@ -77,26 +77,26 @@ def test_indexing_again_sees_what_changed(foreign):
     first = index(foreign).manifest
     assert index(foreign).manifest == first
     (foreign / "train-0000.tar").unlink()
-    assert index(foreign).manifest.splits["train"].num_pictures == 11
+    assert index(foreign).manifest.splits["train"].num_images == 11
     manifest = read_manifest(foreign)
     assert not verify_split(foreign, manifest, "train", is_full=True, num_workers=1).bad
     assert not verify_split(foreign, manifest, "train", is_full=False, num_workers=1).problems
 
 
-def test_pictures_that_only_rewriting_can_use_are_left_out(foreign, photos):
+def test_images_that_only_rewriting_can_use_are_left_out(foreign, photos):
     with webdataset.ShardWriter(f"{foreign}/train-x%d.tar", verbose=0) as writer:
         writer.write({"__key__": "odd", "txt": "cat", "bmp": encoded(photos[0][:20, :20], "bmp")})
-        writer.write({"__key__": "bad", "txt": "cat", "jpg": b"no picture"})
-    written = index(foreign, Wanted(max_bad_share=0.2))
+        writer.write({"__key__": "bad", "txt": "cat", "jpg": b"no image"})
+    written = index(foreign, WriteOptions(max_bad_fraction=0.2))
     reasons = {skip.name: skip.reason for skip in written.skipped}
     assert "rewriting (--out) can use" in reasons["train-x0.tar/odd.bmp"]
-    assert reasons["train-x0.tar/bad.jpg"] == "not a picture, or of an unknown format"
+    assert reasons["train-x0.tar/bad.jpg"] == "not an image, or of an unknown format"
 
 
 def test_rewriting_keeps_labels_and_json(foreign, tmp_path):
     out = tmp_path / "out"
     source = webdataset_source(foreign, TarLayout())
-    written = write_dataset(source, out, Wanted(), num_workers=2)
+    written = write_dataset(source, out, WriteOptions(), num_workers=2)
     assert written.manifest.splits["train"].class_counts == [12, 4, 2]
     for sample in webdataset.WebDataset(str(out / "train-000000.tar"), shardshuffle=False):
         facts = json.loads(sample["json"])
@@ -107,7 +107,7 @@ def test_rewriting_keeps_labels_and_json(foreign, tmp_path):
 def test_our_own_shards_need_no_index(photo_shards, tmp_path):
     with pytest.raises(InputError, match="have their index already"):
         index(photo_shards)
-    again = write_dataset(webdataset_source(photo_shards, TarLayout()), tmp_path / "out", Wanted(), num_workers=1)
+    again = write_dataset(webdataset_source(photo_shards, TarLayout()), tmp_path / "out", WriteOptions(), num_workers=1)
     assert again.manifest.splits["train"].class_counts == [12, 5, 2]
     paths = {}
     for folder in (photo_shards, tmp_path / "out"):
@@ -124,26 +124,26 @@ def test_somebody_elses_list_is_not_overwritten(foreign):
 
 
 def test_a_published_set_must_be_whole_in_place_too(foreign):
-    bad = Wanted(max_bad_share=0.5, is_whole=True, preset=None)
+    bad = WriteOptions(max_bad_fraction=0.5, is_whole=True, preset=None)
     with webdataset.ShardWriter(f"{foreign}/train-x%d.tar", verbose=0) as writer:
-        writer.write({"__key__": "bad", "txt": "cat", "jpg": b"no picture"})
-    with pytest.raises(RunError, match="1 pictures cannot be used"):
+        writer.write({"__key__": "bad", "txt": "cat", "jpg": b"no image"})
+    with pytest.raises(RunError, match="1 images cannot be used"):
         index(foreign, bad)
     assert not (foreign / "dataset.json").exists()
-    assert index(foreign, Wanted(max_bad_share=0.5)).manifest.num_skipped == 1  # goes on from what was checked
+    assert index(foreign, WriteOptions(max_bad_fraction=0.5)).manifest.num_skipped == 1  # goes on from what was checked
 
 
 def test_a_second_command_does_not_disturb_the_first(foreign, monkeypatch):
     monkeypatch.setattr("cbd_fast.files.LOCK_SECONDS", 0)
 
     class Second(Progress):
-        def start(self, num_pictures):
+        def start(self, num_images):
             with pytest.raises(InputError, match="another command is writing there"):
                 index(foreign)
 
     source = webdataset_source(foreign, TarLayout())
-    written = index_dataset(source, foreign, Wanted(), num_workers=1, progress=Second())
-    assert written.manifest.splits["train"].num_pictures == 18
+    written = index_dataset(source, foreign, WriteOptions(), num_workers=1, progress=Second())
+    assert written.manifest.splits["train"].num_images == 18
 
 
 def test_a_command_killed_at_its_end_goes_on(foreign, monkeypatch):
@@ -155,4 +155,4 @@ def test_a_command_killed_at_its_end_goes_on(foreign, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             index(foreign)
     assert (foreign / "skipped.csv").exists()
-    assert index(foreign).manifest.splits["train"].num_pictures == 18
+    assert index(foreign).manifest.splits["train"].num_images == 18

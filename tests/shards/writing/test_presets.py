@@ -4,9 +4,9 @@ import pytest
 
 from cbd_fast.errors import InputError
 from cbd_fast.shards.long_tail import LongTail, exponential_counts
-from cbd_fast.shards.sources.base import SourcePicture
+from cbd_fast.shards.sources.base import SourceImage
 from cbd_fast.shards.writing import presets
-from cbd_fast.shards.writing.catalog import Listing
+from cbd_fast.shards.writing.catalog import Catalog
 from cbd_fast.shards.writing.presets import PRESETS, Preset, check_preset, find_preset
 
 SMALL = Preset(
@@ -36,34 +36,34 @@ def test_presets_are_possible():
 
 def check(tmp_path, monkeypatch, counts, splits=("test", "test"), **options):
     monkeypatch.setitem(presets.PRESETS, "small", SMALL)
-    pictures = [("train", label) for label, count in enumerate(counts) for _ in range(count)]
-    pictures += [(split, 0) for split in splits]
-    with closing(Listing(tmp_path / "listing")) as listing:
-        listing.add(
+    images = [("train", label) for label, count in enumerate(counts) for _ in range(count)]
+    images += [(split, 0) for split in splits]
+    with closing(Catalog(tmp_path / "catalog")) as catalog:
+        catalog.add(
             (
-                SourcePicture(split=split, name=str(n), label=label, num_bytes=0)
-                for n, (split, label) in enumerate(pictures)
+                SourceImage(split=split, name=str(n), label=label, num_bytes=0)
+                for n, (split, label) in enumerate(images)
             ),
             [str(label) for label in range(len(counts))],
         )
-        return check_preset("small", listing, **options)
+        return check_preset("small", catalog, **options)
 
 
 def test_what_is_published_passes(tmp_path, monkeypatch):
     assert check(tmp_path, monkeypatch, [4, 1]) == []
     notes = check(tmp_path, monkeypatch, [1, 4], splits=())  # a split may be left out
-    assert notes == ["test: not given; small is published with 2 pictures"]
+    assert notes == ["test: not given; small is published with 2 images"]
     check(tmp_path, monkeypatch, [4, 1], splits=("val",), num_val_per_class=1)  # made here, not published
 
 
 @pytest.mark.parametrize(
     ("counts", "splits", "message"),
     [
-        ([4, 2], ("test", "test"), "smallest training class: 2, published 1; train pictures: 6, published 5"),
+        ([4, 2], ("test", "test"), "smallest training class: 2, published 1; train images: 6, published 5"),
         ([3, 2], ("test", "test"), "largest training class: 3, published 4"),
         ([3, 1, 1], ("test", "test"), "classes: 3, published 2"),
-        ([4, 1], ("test",), "test pictures: 1, published 2. Usual causes: a full moon"),
-        ([4, 1], ("val",), "a split val of 1 pictures, published none"),
+        ([4, 1], ("test",), "test images: 1, published 2. Usual causes: a full moon"),
+        ([4, 1], ("val",), "a split val of 1 images, published none"),
     ],
 )
 def test_what_is_not_published_is_said(tmp_path, monkeypatch, counts, splits, message):
