@@ -15,7 +15,8 @@ from typing import Any
 
 from report import print_table, write_json
 
-from cbd_fast.errors import InputError, run_command
+from cbd_fast.cli.command import run_command
+from cbd_fast.errors import InputError
 from cbd_fast.training.checkpoint import read_result
 from cbd_fast.ui.dashboard import duration
 

@@ -24,9 +24,10 @@ from arguments import names, teacher_counts
 from report import machine_and_versions, print_table, write_json
 
 from cbd_fast import Batch
+from cbd_fast.cli.command import run_command
 from cbd_fast.cli.shard_options import positive_int
 from cbd_fast.config.schema import Config
-from cbd_fast.errors import InputError, run_command
+from cbd_fast.errors import InputError
 from cbd_fast.loading.batch_decoder import DECODERS
 from cbd_fast.preflight.throughput import fresh_train_step
 from cbd_fast.shards.reader import ShardReader

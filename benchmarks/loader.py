@@ -26,8 +26,9 @@ import torch
 from contestants import BATCH_SIZE, PREFETCH, Batches, Contestant, all_contestants, class_images
 from report import machine_and_versions, print_table, write_json
 
+from cbd_fast.cli.command import run_command
 from cbd_fast.cli.shard_options import positive_int
-from cbd_fast.errors import InputError, RunError, run_command
+from cbd_fast.errors import InputError, RunError
 from cbd_fast.shards.reader import ShardReader
 from cbd_fast.system import num_cores
 

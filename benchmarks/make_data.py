@@ -14,7 +14,8 @@ import sys
 from itertools import count
 from pathlib import Path
 
-from cbd_fast.errors import InputError, RunError, run_command
+from cbd_fast.cli.command import run_command
+from cbd_fast.errors import InputError, RunError
 from cbd_fast.files import atomic_folder
 
 HERE = Path(__file__).parent

@@ -31,8 +31,9 @@ from PIL import Image
 from report import machine_and_versions, print_table, write_json
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from cbd_fast.cli.command import run_command
 from cbd_fast.cli.shard_options import positive_int
-from cbd_fast.errors import InputError, run_command
+from cbd_fast.errors import InputError
 from cbd_fast.shards.writing.validate_image import encode_png
 
 REPOSITORY = Path(__file__).parent.parent

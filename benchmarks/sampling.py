@@ -27,8 +27,8 @@ from report import machine_and_versions, print_table, write_json
 from synthetic import SIDE, make_synthetic_shards
 
 from cbd_fast import Loader
+from cbd_fast.cli.command import run_command
 from cbd_fast.cli.shard_options import positive_int
-from cbd_fast.errors import run_command
 from cbd_fast.loading.sampling.parallel_map import map_range
 from cbd_fast.loading.sampling.policies import POLICIES, make_order
 

@@ -17,8 +17,9 @@ import psutil
 from report import machine_and_versions, print_table, write_json
 
 from cbd_fast import Augmentation, Loader
+from cbd_fast.cli.command import run_command
 from cbd_fast.cli.shard_options import positive_int
-from cbd_fast.errors import RunError, run_command
+from cbd_fast.errors import RunError
 
 BATCH_SIZE = 128
 PACKAGES = ("torch", "torchvision", "numpy", "nvidia-dali-cuda120")

@@ -34,10 +34,10 @@ from report import machine_and_versions, print_table, write_json
 from torch import Tensor
 
 from cbd_fast import Loader
+from cbd_fast.cli.command import run_command
 from cbd_fast.cli.shard_options import positive_int
 from cbd_fast.config.file import read_config
 from cbd_fast.config.schema import Config
-from cbd_fast.errors import run_command
 from cbd_fast.loading.augment import Augmentation
 from cbd_fast.training.models import BACKBONES, CosineModel, Teachers, build_model
 from cbd_fast.training.optimized_model import SideStream, inference_dtype, optimized_teachers

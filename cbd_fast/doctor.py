@@ -1,6 +1,6 @@
 """Says what limits training on this machine: ``python -m cbd_fast.doctor --shards DIR [--config FILE]``."""
 
-from cbd_fast.errors import run_command
+from cbd_fast.cli.command import run_command
 from cbd_fast.preflight.doctor import main
 
 if __name__ == "__main__":

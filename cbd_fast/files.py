@@ -18,10 +18,26 @@ LOCK_SECONDS = 10.0  # how long a command waits for a folder that another has
 
 def write_atomically(path: Path, data: bytes | str) -> None:
     """Writes ``data`` to ``path``; after a crash the file holds the old content or the new, never a part."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yields a path beside ``path`` to write to; the file becomes ``path`` when the block ends without an error.
+
+    It is on the disk before it gets its name, and so is the name when the block has ended. After an error nothing is
+    left; after a kill the file stays under its temporary name, which nothing opens.
+    """
     temporary = path.with_name(path.name + PARTIAL_SUFFIX)
-    temporary.write_bytes(data.encode() if isinstance(data, str) else data)
-    fsync_path(temporary)
-    os.replace(temporary, path)
+    try:
+        yield temporary
+        fsync_path(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_path(path.parent)
 
 
 @contextmanager

@@ -9,32 +9,12 @@ from pathlib import Path
 import psutil
 import torch
 
-from cbd_fast.errors import InputError
-
-
-def place_among_processes(rank: int | None = None, world_size: int | None = None) -> tuple[int, int]:
-    """Rank and number of processes: as given, as torch.distributed says, or as its launcher's environment says.
-
-    Raises:
-        InputError: the two do not go together.
-    """
-    is_joined = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if world_size is None:
-        world_size = torch.distributed.get_world_size() if is_joined else int(os.environ.get("WORLD_SIZE", "1"))
-    if rank is None:
-        rank = torch.distributed.get_rank() if is_joined else int(os.environ.get("RANK", "-1"))
-        rank = 0 if world_size == 1 else rank
-    if rank == -1:
-        raise InputError(f"world_size={world_size}: which of them this process is, is not known; give rank too")
-    if not 0 <= rank < world_size:
-        raise InputError(f"rank={rank}: must be 0 or more and below world_size={world_size}")
-    return rank, world_size
+from cbd_fast.processes import env_local_world_size
 
 
 def num_cores() -> int:
     """Cores for this process: those it may use, shared with the other processes of a launcher on this machine."""
-    num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, num_cores_of_all() // num_processes)
+    return max(1, num_cores_of_all() // env_local_world_size())
 
 
 def num_cores_of_all() -> int:
@@ -82,3 +62,25 @@ def thread_pool(num_threads: int) -> ThreadPoolExecutor:
     ready.wait()
     torch.set_num_threads(num_inside)  # the setting is also the default of threads to come
     return pool
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Forgets the most memory that there was so far."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):  # where the system does not allow it, the peak is that of the whole process: too much
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory of the GPU, or without one of the machine, that this process has had since the last reset."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
+
+
+def used_memory_bytes(device: torch.device) -> int:
+    """The most memory of the GPU that was in use, or without one the memory of the machine that is in use now."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss

@@ -2,7 +2,7 @@
 
 import sys
 
-from cbd_fast.errors import run_command
+from cbd_fast.cli.command import run_command
 from cbd_fast.training.trainer import main
 
 if __name__ == "__main__":

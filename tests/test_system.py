@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from cbd_fast.errors import InputError
-from cbd_fast.system import num_cores, place_among_processes, thread_pool
+from cbd_fast.processes import place_among_processes
+from cbd_fast.system import num_cores, thread_pool
 
 
 def test_each_thread_computes_on_one_core_and_the_others_as_before():

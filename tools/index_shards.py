@@ -7,6 +7,7 @@ python tools/index_shards.py DIR --out shards/NAME [--short-side 256]    # write
 
 import argparse
 
+from cbd_fast.cli.command import run_command
 from cbd_fast.cli.shard_options import (
     add_layout_options,
     add_options,
@@ -15,7 +16,6 @@ from cbd_fast.cli.shard_options import (
     report,
     write_options_from,
 )
-from cbd_fast.errors import run_command
 from cbd_fast.shards.sources.webdataset import webdataset_source
 from cbd_fast.shards.writing.dataset_writer import write_dataset
 from cbd_fast.shards.writing.index_in_place import index_dataset

@@ -10,6 +10,7 @@ Interrupted, the same command goes on where it stopped. make_shards.py SOURCE --
 import argparse
 from pathlib import Path
 
+from cbd_fast.cli.command import run_command
 from cbd_fast.cli.shard_options import (
     add_layout_options,
     add_options,
@@ -18,7 +19,6 @@ from cbd_fast.cli.shard_options import (
     report,
     write_options_from,
 )
-from cbd_fast.errors import run_command
 from cbd_fast.shards.sources.archives import cifar_source, digits_source
 from cbd_fast.shards.sources.base import SPLITS
 from cbd_fast.shards.sources.image_folder import Source, folder_source, list_source, tiny_imagenet_source

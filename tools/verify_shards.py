@@ -12,8 +12,9 @@ import os
 from functools import partial
 from pathlib import Path
 
+from cbd_fast.cli.command import run_command
 from cbd_fast.cli.shard_options import positive_int
-from cbd_fast.errors import RunError, run_command
+from cbd_fast.errors import RunError
 from cbd_fast.shards.manifest import read_manifest
 from cbd_fast.shards.verify import SplitFindings, quarantine, verify_split
 from cbd_fast.ui.console import make_bars, make_console

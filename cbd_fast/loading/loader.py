@@ -30,8 +30,9 @@ from cbd_fast.loading.cache.decoded_cache import DecodedCache, choose_cached
 from cbd_fast.loading.cache.shared_memory import Progress
 from cbd_fast.loading.sampling.policies import POLICIES, Order, draw_fractions, make_order
 from cbd_fast.loading.stats import LoaderStats, Recorder
+from cbd_fast.processes import place_among_processes
 from cbd_fast.shards.reader import ShardReader
-from cbd_fast.system import num_cores, place_among_processes, thread_pool
+from cbd_fast.system import num_cores, thread_pool
 
 SAMPLINGS = (*POLICIES, "sequential")
 

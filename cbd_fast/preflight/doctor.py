@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from rich.table import Table
 
+from cbd_fast.cli.command import run_command
 from cbd_fast.config.file import read_config
 from cbd_fast.config.schema import Config
-from cbd_fast.errors import InputError, run_command
+from cbd_fast.errors import InputError
 from cbd_fast.loading.cache.decoded_cache import choose_cached, image_bytes
 from cbd_fast.loading.loader import Loader
 from cbd_fast.loading.sampling.policies import draw_fractions, make_order

@@ -2,10 +2,9 @@
 
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, count
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -17,7 +16,7 @@ from cbd_fast.loading.cache.decoded_cache import block_bytes, choose_cached, req
 from cbd_fast.loading.loader import Loader
 from cbd_fast.loading.sampling.policies import draw_fractions
 from cbd_fast.preflight.throughput import agreed, fresh_train_step, training_rate
-from cbd_fast.system import available_bytes
+from cbd_fast.system import available_bytes, peak_memory_bytes, reset_peak_memory
 from cbd_fast.training.context import RunContext, make_train_loader
 from cbd_fast.training.models import CosineModel
 from cbd_fast.training.optimized_model import inference_dtype, optimized_for_inference
@@ -72,7 +71,7 @@ def measure(spec: ModelSpec, context: RunContext) -> ProbeResult:
         RunError: too many images cannot be decoded.
     """
     config, accelerator = context.config, context.accelerator
-    start_peak(accelerator.device)
+    reset_peak_memory(accelerator.device)
     with plain_out_of_memory(spec, config, accelerator):
         train_step = fresh_train_step(spec, config, accelerator)
         with make_train_loader(spec, context) as loader:
@@ -84,7 +83,7 @@ def measure(spec: ModelSpec, context: RunContext) -> ProbeResult:
             train_step.unwrapped_model, inference_dtype(config.mixed_precision, accelerator.device)
         )
         evaluation = evaluation_rate(form, context.test_loader, accelerator, SECONDS / 2)
-    peaks = accelerator.gather(torch.tensor([peak_bytes(accelerator.device)], device=accelerator.device))
+    peaks = accelerator.gather(torch.tensor([peak_memory_bytes(accelerator.device)], device=accelerator.device))
     momenta = [value for state in train_step.optimizer.state.values() for value in state.values()]
     measured = ProbeResult(
         rate=rate,
@@ -154,23 +153,6 @@ def plain_out_of_memory(spec: ModelSpec, config: Config, accelerator: Accelerato
             f"{', or '.join(remedies)}, or use more processes"
             + (", or lower cache_gb, which is on the GPU too" if config.runtime.cache_on_gpu else "")
         ) from error
-
-
-def start_peak(device: torch.device) -> None:
-    """Forgets the most memory that there was so far."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    with suppress(OSError):  # where the system does not allow it, the peak is that of the whole process: too much
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_bytes(device: torch.device) -> int:
-    """The most memory of the GPU, or without one of the machine, that this process has had since ``start_peak``."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
 
 
 def _num_bytes(tensors: Iterable[Tensor]) -> int:

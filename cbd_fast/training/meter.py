@@ -5,13 +5,13 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
 from cbd_fast.errors import RunError
 from cbd_fast.loading.loader import Batch, Loader
 from cbd_fast.loading.stats import LoaderStats
+from cbd_fast.system import used_memory_bytes
 from cbd_fast.training.context import RunContext
 from cbd_fast.training.evaluation import count_correct, summarize
 from cbd_fast.training.models import CosineModel
@@ -66,7 +66,7 @@ class Meter:
             "images_per_second": num_images / seconds,
             "data_wait_fraction": waited / accelerator.num_processes / seconds,
             "batch_milliseconds": stats.since(self._stats).milliseconds_per_batch(),
-            "memory_gigabytes": _memory_bytes(accelerator.device) / 1e9,
+            "memory_gigabytes": used_memory_bytes(accelerator.device) / 1e9,
             "bad_images": bad_images,
         }
         self._around.run_dir.log(record)
@@ -129,9 +129,3 @@ class Meter:
         self._sums: dict[str, Tensor] = {}
         self._num_images, self._seconds_waited = 0, 0.0
         self._last_step, self._since = step, time.perf_counter()
-
-
-def _memory_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return psutil.Process().memory_info().rss

@@ -4,7 +4,6 @@ accelerate launch -m cbd_fast.train --config FILE [key=value ...]
 """
 
 import argparse
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -16,13 +15,15 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from cbd_fast.cli.command import run_command
 from cbd_fast.config.file import read_config
 from cbd_fast.config.help import settings_text
 from cbd_fast.config.schema import Config
-from cbd_fast.errors import InputError, run_command
+from cbd_fast.errors import InputError
 from cbd_fast.files import PARTIAL_SUFFIX
 from cbd_fast.loading.loader import Loader
 from cbd_fast.preflight.dry_run import NullRunDir, rehearse
+from cbd_fast.processes import env_rank, env_world_size
 from cbd_fast.shards.reader import ShardReader
 from cbd_fast.system import num_cores
 from cbd_fast.training.checkpoint import read_result
@@ -140,7 +141,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def print_config(config: Config) -> None:
     """Prints all settings, once, however many processes there are."""
-    if os.environ.get("RANK", "0") == "0":
+    if env_rank() == 0:
         sys.stdout.write(config.to_yaml())
 
 
@@ -176,7 +177,7 @@ def open_shards(config: Config) -> ShardReader:
         )
     if "test" not in shards.manifest.splits:
         raise InputError(f"{config.data.shards}: has no test split to evaluate on; make the shards with --test")
-    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    num_processes = env_world_size()
     num_parts = num_processes * config.optimization.accumulation
     if config.optimization.global_batch // num_parts < 2:
         raise InputError(

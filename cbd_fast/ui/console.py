@@ -1,6 +1,5 @@
 """What draws on a terminal, and only there: the console, and progress bars with the rate."""
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -8,6 +7,8 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from cbd_fast.processes import env_local_rank
 
 MIN_SECONDS = 0.5  # before which a rate says nothing
 
@@ -48,7 +49,7 @@ def bar_of(description: str, instead: Callable[[int, int], None] | None = None) 
     if instead is not None:
         yield instead
         return
-    is_first = os.environ.get("LOCAL_RANK", "0") == "0"  # of a launcher's processes on this machine only one draws
+    is_first = env_local_rank() == 0  # of a launcher's processes on this machine only one draws
     with make_bars(make_console() if is_first else Console(quiet=True)) as bars:
         task, rate = bars.add_task(description, total=None, rate=""), Rate()
         yield lambda done, total: bars.update(task, completed=done, total=total, rate=rate.describe(done))

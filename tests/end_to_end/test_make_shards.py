@@ -140,7 +140,7 @@ from pathlib import Path
 from torchvision import datasets
 sys.path.insert(0, "tools")
 import make_shards
-from cbd_fast.errors import run_command
+from cbd_fast.cli.command import run_command
 
 kind = datasets.{kind.upper()}
 digest = lambda name: md5(Path({str(folder)!r}, name).read_bytes()).hexdigest()

@@ -11,6 +11,7 @@ import psutil
 import pytest
 import torch
 
+from cbd_fast import system
 from cbd_fast.errors import InputError
 from cbd_fast.preflight import probe
 from tests.training.test_engine import config_of
@@ -52,14 +53,14 @@ def test_peak_memory_is_that_since_the_start():
 def peaks_of_a_block():
     cpu = torch.device("cpu")
     can_be_set_back = system_sets_peaks_back()
-    probe.start_peak(cpu)
-    up_to_the_peak = torch.ones((probe.peak_bytes(cpu) - psutil.Process().memory_info().rss) // 4 + 5_000_000)
-    before = probe.peak_bytes(cpu)
+    system.reset_peak_memory(cpu)
+    up_to_the_peak = torch.ones((system.peak_memory_bytes(cpu) - psutil.Process().memory_info().rss) // 4 + 5_000_000)
+    before = system.peak_memory_bytes(cpu)
     block = torch.ones(50_000_000)
     del block
-    growth = probe.peak_bytes(cpu) - before
-    probe.start_peak(cpu)
-    is_set_back = probe.peak_bytes(cpu) < before + 100e6
+    growth = system.peak_memory_bytes(cpu) - before
+    system.reset_peak_memory(cpu)
+    is_set_back = system.peak_memory_bytes(cpu) < before + 100e6
     del up_to_the_peak
     return growth, is_set_back, can_be_set_back
 

@@ -1,6 +1,7 @@
 import pytest
 
-from cbd_fast.errors import InputError, RunError, run_command
+from cbd_fast.cli.command import run_command
+from cbd_fast.errors import InputError, RunError
 
 
 def _raise(error):
