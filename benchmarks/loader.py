@@ -156,7 +156,7 @@ def summarized(runner: Runner, baseline: Runner, arguments: argparse.Namespace) 
 
 
 def disk_bytes(folder: Path) -> int:
-    """Of all files below a folder."""
+    """Bytes of all files below a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 

@@ -34,7 +34,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from cbd_fast.cli.command import run_command
 from cbd_fast.cli.shard_options import positive_int
 from cbd_fast.errors import InputError
-from cbd_fast.shards.writing.validate_image import encode_png
+from cbd_fast.shards.png import encode_png
 
 REPOSITORY = Path(__file__).parent.parent
 NUM_CLASSES = 100
@@ -114,7 +114,7 @@ def speed_rows(work: Path, arguments: argparse.Namespace) -> list[dict[str, Any]
 
 
 def ratio(values: list[float], others: list[float] | None) -> float | None:
-    """Of the medians."""
+    """Ratio of the medians."""
     return round(statistics.median(values) / statistics.median(others), 2) if others else None
 
 

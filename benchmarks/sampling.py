@@ -2,9 +2,9 @@
 
     python benchmarks/sampling.py [--images 10000 ... 14000000] [--rounds 3] [--work DIR] [--out FILE.json]
 
-Makes folders of shards with a synthetic long-tailed index whose rows all point to a few real JPEGs, and opens each with
-the loader, once per sampling policy, each time in a process of its own. Its memory is what the system counts as
-cache: PyTorch, DALI and mapped files too.
+Makes folders of shards with a synthetic long-tailed index whose entries all point to a few real JPEGs, and opens each
+with the loader, once per sampling policy, each time in a process of its own. Its memory is what the system counts as
+resident: PyTorch, DALI and mapped files too.
 """
 
 import argparse
@@ -30,7 +30,8 @@ from cbd_fast import Loader
 from cbd_fast.cli.command import run_command
 from cbd_fast.cli.shard_options import positive_int
 from cbd_fast.loading.sampling.parallel_map import map_range
-from cbd_fast.loading.sampling.policies import POLICIES, make_order
+from cbd_fast.loading.sampling.policies import make_order
+from cbd_fast.registry import SAMPLING
 
 NUM_IMAGES = (10_000, 100_000, 1_000_000, 10_000_000, 14_000_000)
 NUM_CLASSES = 21_841
@@ -66,7 +67,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=positive_int, nargs="+", default=NUM_IMAGES, metavar="N")
     parser.add_argument("--classes", type=positive_int, default=NUM_CLASSES, metavar="N", help="at most")
-    parser.add_argument("--policies", nargs="+", default=POLICIES, choices=POLICIES)
+    parser.add_argument("--policies", nargs="+", default=tuple(SAMPLING), choices=tuple(SAMPLING))
     parser.add_argument("--batch-size", type=positive_int, default=128, metavar="N")
     parser.add_argument("--rounds", type=positive_int, default=3, metavar="N")
     parser.add_argument("--work", type=Path, metavar="DIR", help="where the index is written (default: as of TMPDIR)")
@@ -93,7 +94,7 @@ def measured(folder: Path, policy: str, batch_size: int, rounds: int) -> dict[st
     loader.close()
     del loader  # with what its order has planned
     num_epochs = max(1, MIN_DRAWS // num_draws)
-    order, in_processor, _ = timed(lambda: rows_of_epochs(policy, starts, num_draws, num_epochs), rounds)
+    order, in_processor, _ = timed(lambda: indices_of_epochs(policy, starts, num_draws, num_epochs), rounds)
     return {
         "opening, s": round(opening, 3),
         "first batch, s": round(max(batches), 3),
@@ -132,11 +133,11 @@ def far_steps(loader: Loader, rounds: int) -> list[int]:
     return [draw // loader.batch_size for draw in draws]
 
 
-def rows_of_epochs(policy: str, starts: np.ndarray, num_draws: int, num_epochs: int) -> np.ndarray:
-    """Rows of all draws of some epochs in the middle of a run, by an order that has planned nothing yet."""
+def indices_of_epochs(policy: str, starts: np.ndarray, num_draws: int, num_epochs: int) -> np.ndarray:
+    """Indices of all draws of some epochs in the middle of a run, by an order that has planned nothing yet."""
     order = make_order(policy, starts, 0, NUM_EPOCHS * num_draws)
-    first = NUM_EPOCHS // 2 * num_draws
-    return map_range(order, first, first + num_epochs * num_draws, np.uint32)
+    start = NUM_EPOCHS // 2 * num_draws
+    return map_range(order, start, start + num_epochs * num_draws, np.uint32)
 
 
 def mapped(loader: Loader) -> int:

@@ -36,15 +36,15 @@ from torch import Tensor
 from cbd_fast import Loader
 from cbd_fast.cli.command import run_command
 from cbd_fast.cli.shard_options import positive_int
-from cbd_fast.config.file import read_config
 from cbd_fast.config.schema import Config
 from cbd_fast.loading.augment import Augmentation
+from cbd_fast.training.context import make_accelerator
+from cbd_fast.training.model_folder import read_model
 from cbd_fast.training.models import BACKBONES, CosineModel, Teachers, build_model
 from cbd_fast.training.optimized_model import SideStream, inference_dtype, optimized_teachers
-from cbd_fast.training.plan import ModelSpec, join_setup, load_model
+from cbd_fast.training.plan import ModelSpec, join_setup
 from cbd_fast.training.run_dir import CONFIG_NAME
 from cbd_fast.training.train_step import TrainStep, make_train_step, what_is_compiled
-from cbd_fast.training.trainer import make_accelerator
 
 LONG_RUN = 10**6  # steps: all that pays is compiled
 NUM_CLASSES = 1000
@@ -62,7 +62,7 @@ class Given(SideStream):
     def __init__(self, target: Tensor) -> None:
         self._target = target
 
-    def begin(self, images: Tensor) -> Callable[[], Tensor]:
+    def start(self, images: Tensor) -> Callable[[], Tensor]:
         return lambda: self._target
 
 
@@ -92,9 +92,9 @@ def measured_steps(backbone: str, precision: str, num_teachers: int, arguments: 
     """Medians and rounds of milliseconds per step, by contestant."""
     torch._dynamo.reset()  # it stops compiling a function of which it has seen many kinds
     images, labels = batch_of(backbone, arguments)
-    naive = learner_of(config_of(backbone, "no", num_teachers, NAIVE), num_teachers)
+    naive = train_step_of(config_of(backbone, "no", num_teachers, NAIVE), num_teachers)
     config = config_of(backbone, precision, num_teachers, {"teacher_precision": arguments.teacher_precision})
-    ours = learner_of(config, num_teachers)
+    ours = train_step_of(config, num_teachers)
     device = ours.accelerator.device
     plain, fast = (
         (images.to(device).contiguous(memory_format=train_step.layout), labels.to(device))
@@ -107,16 +107,16 @@ def measured_steps(backbone: str, precision: str, num_teachers: int, arguments: 
     if num_teachers:
         assert ours.teachers
         naive_teachers = replace(ours, teachers=naive.teachers)
-        alone = replace(ours, teachers=Given(ours.teachers.begin(fast[0])()))
+        alone = replace(ours, teachers=Given(ours.teachers.start(fast[0])()))
         contestants |= {
             "naive teachers": lambda: naive_teachers.learn(*fast),
             "student": lambda: alone.learn(*fast),
-            "teachers": lambda: ours.teachers.begin(fast[0])(),  # type: ignore[union-attr]
+            "teachers": lambda: ours.teachers.start(fast[0])(),  # type: ignore[union-attr]
         }
     else:
         compiles, _ = what_is_compiled(config, device, LONG_RUN)
         runtime = config.runtime.model_copy(update={"compile": not compiles})
-        other = learner_of(config.model_copy(update={"runtime": runtime}), num_teachers)
+        other = train_step_of(config.model_copy(update={"runtime": runtime}), num_teachers)
         contestants["compiled the other way"] = lambda: other.learn(*fast)
     rounds = measured_rounds(contestants, device, arguments)
     ours.free()
@@ -161,7 +161,7 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def learner_of(config: Config, num_teachers: int) -> TrainStep:
+def train_step_of(config: Config, num_teachers: int) -> TrainStep:
     """What the engine makes of the last stage of a config, with weights that have learned nothing."""
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = make_accelerator(config)
@@ -172,7 +172,8 @@ def learner_of(config: Config, num_teachers: int) -> TrainStep:
         sampling="instance",
         augmentation=Augmentation(),
         num_steps=LONG_RUN,
-        num_teachers=num_teachers,
+        teachers=(Path(),) * num_teachers,
+        class_counts=(1,) * NUM_CLASSES,
         folder=Path(),
         identity={},
     )
@@ -210,7 +211,7 @@ def batch_of(backbone: str, arguments: argparse.Namespace) -> tuple[Tensor, Tens
 
 
 def side_of(backbone: str) -> int:
-    """Of the images that it is for."""
+    """Accuracy on the images that it is for."""
     return 32 if backbone in SMALL else 224
 
 
@@ -228,14 +229,14 @@ def measured_forms(backbone: str, arguments: argparse.Namespace) -> Iterator[dic
         for is_compiled in (False, True) if precision == "no" or dtype != torch.float32 else ():
             name = f"folded, {str(dtype).removeprefix('torch.')}{', compiled' if is_compiled else ''}"
             candidates[name] = SideStream(optimized_teachers(plain, dtype, is_compiled), device)
-    expected = candidates["plain float32"].begin(images)().double()
+    expected = candidates["plain float32"].start(images)().double()
     distances = {
-        name: float((1 - (form.begin(images)().double() * expected).sum(dim=1)).abs().max())
+        name: float((1 - (form.start(images)().double() * expected).sum(dim=1)).abs().max())
         for name, form in candidates.items()
     }
 
     def call(form: SideStream) -> Callable[[], Tensor]:
-        return lambda: form.begin(images)()
+        return lambda: form.start(images)()
 
     rounds = measured_rounds({name: call(form) for name, form in candidates.items()}, device, arguments)
     for name, distance in distances.items():
@@ -247,7 +248,7 @@ def measured_forms(backbone: str, arguments: argparse.Namespace) -> Iterator[dic
 def teacher_and_images(backbone: str, arguments: argparse.Namespace) -> tuple[CosineModel, Tensor]:
     """A finished run's teacher with test images, or one whose batch-norms know the images that it gets."""
     if arguments.trained:
-        config = read_config(arguments.trained / CONFIG_NAME)
+        config = Config.from_file(arguments.trained / CONFIG_NAME)
         if config.model.backbone == backbone:
             shards = arguments.shards or config.data.shards
             loader = Loader(
@@ -261,7 +262,7 @@ def teacher_and_images(backbone: str, arguments: argparse.Namespace) -> tuple[Co
             )
             with loader:
                 images = loader.batch(0).images
-            model = load_model(arguments.trained / "teacher-1", backbone, config.data.num_classes)
+            model = read_model(arguments.trained / "teacher-1")[0]
             return model.eval(), images
     images, _ = batch_of(backbone, arguments)
     model = build_model(backbone, NUM_CLASSES).train()

@@ -1,7 +1,7 @@
-"""Says what limits training on this machine: ``python -m cbd_fast.doctor --shards DIR [--config FILE]``."""
+"""What limits training on this machine: ``python -m cbd_fast.doctor --shards DIR [--config FILE]``."""
 
 from cbd_fast.cli.command import run_command
-from cbd_fast.preflight.doctor import main
+from cbd_fast.cli.doctor import main
 
 if __name__ == "__main__":
     run_command(main)

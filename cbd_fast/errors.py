@@ -1,8 +1,6 @@
-"""The one exception for bad input, and the exit codes of every command."""
+"""Errors whose messages are for users, and what is told of the errors of others."""
 
 import re
-
-EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
 
 
 class InputError(ValueError):
@@ -13,7 +11,7 @@ class RunError(RuntimeError):
     """A run that began cannot go on (a diverged loss, too many bad images): the message says where and why."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error's message, without the place in a library's source that some begin with."""
     lines = str(error).strip().splitlines()
     return re.sub(r"^\w+, /\S+:\d+, ", "", lines[0]) if lines else type(error).__name__

@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -32,11 +32,16 @@ def atomic_file(path: Path) -> Iterator[Path]:
     temporary = path.with_name(path.name + PARTIAL_SUFFIX)
     try:
         yield temporary
-        fsync_path(temporary)
-        os.replace(temporary, path)
+        publish(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Gives a finished file or folder its name; returns when both it and the name have reached the disk."""
+    fsync_path(temporary)
+    os.replace(temporary, path)
     fsync_path(path.parent)
 
 
@@ -59,14 +64,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         yield temporary
         for file in temporary.rglob("*"):
             fsync_path(file)
-        os.replace(temporary, path)
+        publish(temporary, path)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        for parent in missing_parents:
-            with suppress(OSError):  # somebody else may have put something there by now
-                parent.rmdir()
+        _remove(temporary, missing_parents)
         raise
-    fsync_path(path.parent)
+    for parent in missing_parents:
+        fsync_path(parent.parent)
 
 
 @contextmanager
@@ -86,15 +89,20 @@ def resumable_folder(path: Path) -> Iterator[Path]:
         except InputError:
             if not is_first:
                 raise
-            shutil.rmtree(temporary, ignore_errors=True)
-            for parent in missing_parents:
-                with suppress(OSError):  # somebody else may have put something there by now
-                    parent.rmdir()
+            _remove(temporary, missing_parents)
             raise
         if temporary.exists():
-            fsync_path(temporary)
-            os.replace(temporary, path)
-            fsync_path(path.parent)
+            publish(temporary, path)
+            for parent in missing_parents:
+                fsync_path(parent.parent)
+
+
+def _remove(folder: Path, parents: Iterable[Path]) -> None:
+    """Removes a folder, and those above it that were made for it, innermost first."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for parent in parents:
+        with suppress(OSError):  # somebody else may have put something there by now
+            parent.rmdir()
 
 
 @contextmanager

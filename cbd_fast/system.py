@@ -1,4 +1,4 @@
-"""This process's place among the others, its fraction of the machine's cores and memory, its threads for images."""
+"""What this process has of the machine: device, cores, memory, and threads for images."""
 
 import os
 import threading
@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from cbd_fast.errors import InputError, first_line
 from cbd_fast.processes import env_local_world_size
 
 
@@ -44,6 +45,23 @@ def _left_in_control_groups(root: Path = Path("/sys/fs/cgroup")) -> list[int]:
                 left.append(max(0, limit - usage + droppable))
                 break
     return left
+
+
+def choose_device(device: str | torch.device | None = None) -> torch.device:
+    """A device with its number: the one that is named, or the current GPU where there is one, or the CPU.
+
+    Raises:
+        InputError: no such device here, or of a kind that nothing here was made for.
+    """
+    name = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        chosen = torch.device(name)
+        if chosen.type not in ("cpu", "cuda"):
+            raise InputError(f"device={name!r}: must be cpu, cuda, or one GPU of several, such as cuda:1")
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:  # the latter where PyTorch was built without GPUs
+        raise InputError(f"device={name!r}: cannot be used ({first_line(error)}); use device=cpu") from error
+    return torch.device("cuda", torch.cuda.current_device()) if str(chosen) == "cuda" else chosen
 
 
 def thread_pool(num_threads: int) -> ThreadPoolExecutor:

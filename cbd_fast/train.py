@@ -3,7 +3,7 @@
 import sys
 
 from cbd_fast.cli.command import run_command
-from cbd_fast.training.trainer import main
+from cbd_fast.cli.train import main
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]

@@ -1,26 +1,26 @@
-"""What several test modules fraction: images, shards and the GPU marker."""
+"""What several test modules share: images, shards and the GPU marker."""
 
-import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from cbd_fast.shards.sources.archives import digits_source
 from cbd_fast.shards.sources.image_folder import folder_source
 from cbd_fast.shards.writing.dataset_writer import write_dataset
 from cbd_fast.shards.writing.options import WriteOptions
+from tests.helpers import cut, encoded
 
 
 def pytest_collection_modifyitems(items):
-    if not torch.cuda.is_available():
-        for item in items:
-            if "gpu" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU here"))
+    for item in items:
+        if item.path.parent.name in ("end_to_end", "benchmarks"):  # they run whole commands
+            item.add_marker("slow")
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU here"))
 
 
 @pytest.fixture(autouse=True)
@@ -67,20 +67,6 @@ def pieces(photos) -> list[bytes]:
     """Some small JPEGs."""
     rng = np.random.default_rng(0)
     return [encoded(cut(photos[number % 2], rng)) for number in range(8)]
-
-
-def cut(photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A random piece of a photograph, 60 to 200 pixels a side."""
-    height, width = rng.integers(60, 200, 2)
-    top, left = rng.integers(0, photo.shape[0] - height), rng.integers(0, photo.shape[1] - width)
-    return photo[top : top + height, left : left + width]
-
-
-def encoded(pixels: np.ndarray, extension: str = "jpg", **options) -> bytes:
-    """An image file."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format={"jpg": "JPEG"}.get(extension, extension.upper()), **options)
-    return buffer.getvalue()
 
 
 @pytest.fixture(scope="session")

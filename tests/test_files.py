@@ -5,8 +5,9 @@ import time
 
 import pytest
 
+from cbd_fast import files
 from cbd_fast.errors import InputError
-from cbd_fast.files import PARTIAL_SUFFIX, atomic_folder, locked_folder, write_atomically
+from cbd_fast.files import PARTIAL_SUFFIX, atomic_file, atomic_folder, locked_folder, write_atomically
 
 
 def test_write_atomically_replaces(tmp_path):
@@ -15,6 +16,30 @@ def test_write_atomically_replaces(tmp_path):
     write_atomically(path, b"new")
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_then_the_name_is(tmp_path, monkeypatch):
+    """Or after a power cut a result could say "finished" beside torn weights."""
+    path, events, rename = tmp_path / "weights", [], files.os.replace
+    monkeypatch.setattr(files, "fsync_path", lambda synced: events.append(("fsync", synced)))
+    monkeypatch.setattr(files.os, "replace", lambda old, new: events.append(("rename", new)) or rename(old, new))
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(b"1")
+    assert events == [("fsync", temporary), ("rename", path), ("fsync", tmp_path)]
+
+
+def test_after_an_error_the_old_file_is_there_and_nothing_else(tmp_path):
+    path = tmp_path / "weights"
+    path.write_text("old")
+
+    def fail():
+        with atomic_file(path) as temporary:
+            temporary.write_text("ne")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fail()
+    assert [(entry.name, entry.read_text()) for entry in tmp_path.iterdir()] == [("weights", "old")]
 
 
 def test_atomic_folder_appears_at_the_end(tmp_path):

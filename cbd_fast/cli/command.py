@@ -20,12 +20,17 @@ def run_command(main: Callable[[], None]) -> NoReturn:
         main()
     except InputError as error:
         if env_local_rank() == 0:  # every process on a machine finds the same
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {_on_one_line(error)}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
     except RunError as error:
-        print(f"failed: {error}", file=sys.stderr)
+        print(f"failed: {_on_one_line(error)}", file=sys.stderr)
         sys.exit(EXIT_FAILED)
     except KeyboardInterrupt:
         print("failed: interrupted; the same command goes on from where it can", file=sys.stderr)
         sys.exit(EXIT_FAILED)
     sys.exit(EXIT_DONE)
+
+
+def _on_one_line(error: Exception) -> str:
+    """What others say of bad input, such as a YAML parser, has lines."""
+    return " ".join(line.strip() for line in str(error).splitlines())

@@ -29,7 +29,7 @@ def load_plugins(arguments: Sequence[str] | None = None) -> list[str]:
     Before a parser is made, as what a file registers is also what other options may name.
 
     Args:
-        arguments: of the command; by default those of this process.
+        arguments: arguments of the command; by default those of this process.
 
     Raises:
         InputError: a file is missing, or cannot be run.
@@ -54,6 +54,6 @@ def load_plugin(path: Path) -> None:
     sys.modules[name] = module  # where pickling and registries look for what it defines
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise InputError(f"--plugin {path}: cannot be run ({type(error).__name__}: {first_line(error)})") from error

@@ -1,4 +1,4 @@
-"""What the tools that write shards have in common: options, progress and the closing table."""
+"""What the commands that write shards have in common: options, a progress bar and the closing table."""
 
 import argparse
 import math
@@ -13,11 +13,10 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
+from cbd_fast.registry import SOURCES
 from cbd_fast.shards.long_tail import KINDS, LongTail, frequency_groups
-from cbd_fast.shards.sources.base import SPLITS
-from cbd_fast.shards.sources.webdataset import TarLayout
 from cbd_fast.shards.writing.finalize import SKIPPED_NAME, WrittenDataset
-from cbd_fast.shards.writing.options import Progress, ShardSize, WriteOptions
+from cbd_fast.shards.writing.options import ShardSize, WriteListener, WriteOptions
 from cbd_fast.shards.writing.presets import PRESETS, find_preset
 from cbd_fast.shards.writing.validate_image import DEFAULT_MAX_PIXELS, DEFAULT_QUALITY, VERIFICATIONS, ImageRules
 from cbd_fast.ui.console import Rate, make_bars
@@ -26,16 +25,23 @@ NUM_SKIPPED_SHOWN = 10
 DEFAULT_MAX_BAD_FRACTION = 0.01
 
 
-def add_options(parser: argparse.ArgumentParser, source: str, is_out_required: bool = True) -> None:
-    """All options but those that say where a source is."""
-    if source != "digits":  # a long tail that is as it is
+def add_source_options(parser: argparse.ArgumentParser, source: str, is_out_required: bool = True) -> None:
+    """All options for making shards of a source.
+
+    Args:
+        parser: the parser that gets them.
+        source: the source's name in ``SOURCES``.
+        is_out_required: whether the command needs ``--out``.
+    """
+    if not getattr(SOURCES[source], "is_fixed", False):
         _add_choosing_options(parser, source)
     _add_writing_options(parser, is_out_required)
     _add_checking_options(parser)
+    SOURCES[source].add_arguments(parser)
 
 
 def _add_checking_options(parser: argparse.ArgumentParser) -> None:
-    """How images are checked, and by how many workers."""
+    """Options that say how images are checked, and by how many workers."""
     group = parser.add_argument_group("checking")
     group.add_argument(
         "--workers", type=positive_int, default=len(os.sched_getaffinity(0)), metavar="N", help="default: one per core"
@@ -55,7 +61,7 @@ def _add_checking_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--max-bad",
-        type=_share,
+        type=_fraction,
         metavar="FRACTION",
         help=f"of the images; if more cannot be used, stop (default {DEFAULT_MAX_BAD_FRACTION}; none with --preset)",
     )
@@ -63,7 +69,7 @@ def _add_checking_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_writing_options(parser: argparse.ArgumentParser, is_out_required: bool) -> None:
-    """Where shards go, their size, and how images are stored."""
+    """Options that say where shards go, their size, and how images are stored."""
     group = parser.add_argument_group("shards")
     group.add_argument("--out", type=Path, required=is_out_required, metavar="DIR", help="the folder to write")
     group.add_argument("--seed", type=int, default=0, help="chooses and shuffles the images (default 0)")
@@ -82,7 +88,7 @@ def _add_writing_options(parser: argparse.ArgumentParser, is_out_required: bool)
 
 
 def _add_choosing_options(parser: argparse.ArgumentParser, source: str) -> None:
-    """Which images of a source are taken."""
+    """Options that say which images of a source are taken."""
     group = parser.add_argument_group("which images")
     group.add_argument(
         "--imbalance",
@@ -101,34 +107,22 @@ def _add_choosing_options(parser: argparse.ArgumentParser, source: str) -> None:
         metavar="N",
         help="make a validation split of images that the long tail leaves out",
     )
-    names = [name for name, preset in PRESETS.items() if source in preset.sources]
-    group.add_argument("--preset", choices=names, metavar="NAME", help=f"check what is published: {', '.join(names)}")
-
-
-def add_layout_options(parser: argparse.ArgumentParser) -> None:
-    """Options that say where images, labels and splits of foreign shards are."""
-    parser.add_argument("folder", type=Path, metavar="DIR", help="holds the tars, at any depth")
-    for split in SPLITS:
-        parser.add_argument(
-            f"--{split}",
-            metavar="PATTERN",
-            help="tars of this split, such as 'train-*.tar' (default: by the word in their path)",
+    if names := [name for name, preset in PRESETS.items() if source in preset.sources]:
+        group.add_argument(
+            "--preset", choices=names, metavar="NAME", help=f"check what is published: {', '.join(names)}"
         )
-    parser.add_argument(
-        "--image", metavar="EXT", help="extension of the image, such as 'image.jpg', where a sample has several"
-    )
-    parser.add_argument("--label-key", metavar="KEY", help="of the label in .json (default: the label is .cls or .txt)")
-    parser.add_argument("--classes", type=Path, metavar="FILE", help="names of the classes, one per line")
-
-
-def layout_from(arguments: argparse.Namespace) -> TarLayout:
-    """What ``add_layout_options`` asked for."""
-    globs = {split: pattern for split in SPLITS if (pattern := getattr(arguments, split))}
-    return TarLayout(globs=globs, image=arguments.image, label_key=arguments.label_key, classes_file=arguments.classes)
 
 
 def write_options_from(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> WriteOptions:
-    """What the options ask for; options that contradict each other end the program with exit code 2."""
+    """What the options ask for; options that contradict each other end the program with exit code 2.
+
+    Args:
+        arguments: options of ``add_source_options``, and the name of the source as ``source``.
+        parser: the parser that they come from.
+
+    Raises:
+        InputError: the preset does not go with the source or the long tail.
+    """
     imbalance, preset = getattr(arguments, "imbalance", None), getattr(arguments, "preset", None)
     kind = getattr(arguments, "imbalance_kind", None)
     if kind and not imbalance:
@@ -158,7 +152,7 @@ def write_options_from(arguments: argparse.Namespace, parser: argparse.ArgumentP
     )
 
 
-class BarProgress(Progress):
+class BarListener(WriteListener):
     """A progress bar with the rate on a terminal; elsewhere only notes."""
 
     def __init__(self, bars: Bars) -> None:
@@ -181,14 +175,20 @@ class BarProgress(Progress):
 
 
 @contextmanager
-def progress_on(console: Console) -> Iterator[BarProgress]:
-    """Shows progress while the block runs."""
+def bar_on(console: Console) -> Iterator[BarListener]:
+    """A progress bar while the block runs."""
     with make_bars(console) as bars:
-        yield BarProgress(bars)
+        yield BarListener(bars)
 
 
 def report(written: WrittenDataset, out: Path, console: Console) -> None:
-    """Prints the closing table and the first of the images that were left out."""
+    """Prints the closing table and the first of the images that were left out.
+
+    Args:
+        written: what became of the dataset.
+        out: the folder of the shards.
+        console: where it is printed.
+    """
     manifest = written.manifest
     groups = frequency_groups(np.array(manifest.splits["train"].class_counts))
     # not markup: names of folders and files may look like it
@@ -215,8 +215,7 @@ def report(written: WrittenDataset, out: Path, console: Console) -> None:
         lines.append(f"{written.num_oriented:,} images have an orientation tag, which is ignored everywhere")
     if written.skipped:
         lines.append(f"{len(written.skipped):,} images left out, all in {out / SKIPPED_NAME}; the first:")
-        first = written.skipped[:NUM_SKIPPED_SHOWN]
-        lines += [f"  {skip}" for skip in first]
+        lines += [f"  {skip}" for skip in written.skipped[:NUM_SKIPPED_SHOWN]]
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
@@ -239,7 +238,7 @@ def _quality(text: str) -> int:
     return number
 
 
-def _share(text: str) -> float:
+def _fraction(text: str) -> float:
     if not 0 <= (number := float(text)) <= 1:
         raise argparse.ArgumentTypeError(f"{text}: must be from 0 to 1 (0.01 is one in a hundred)")
     return number

@@ -4,21 +4,24 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
 from cbd_fast.config.help import describe_settings
-from cbd_fast.config.schema import Config
 from cbd_fast.errors import InputError
+from cbd_fast.settings import Settings
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
-def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Reads a run's settings.
+def load_settings(kind: type[AnySettings], path: Path, overrides: Sequence[str] = ()) -> AnySettings:
+    """Settings from a YAML file.
 
     Args:
-        path: a YAML file.
+        kind: their class.
+        path: the file.
         overrides: ``section.name=value`` with the value in YAML.
 
     Raises:
@@ -35,9 +38,10 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         _apply(settings, override)
     try:
-        return Config.model_validate(settings)
+        return kind.model_validate(settings)
     except ValidationError as error:
-        messages = [_message(details) for details in error.errors()]
+        known = [setting.name for setting in describe_settings(kind)]
+        messages = [_message(details, known) for details in error.errors()]
         raise InputError(f"{path}: " + "; ".join(messages)) from error
 
 
@@ -66,11 +70,10 @@ def _apply(settings: dict[str, Any], override: str) -> None:
         raise InputError(f"{override!r}: the value is not YAML ({error})") from error
 
 
-def _message(details: Any) -> str:
+def _message(details: Any, known: Sequence[str]) -> str:
     """One of pydantic's errors in our words: the setting's name, what is wrong, and the value."""
     name = ".".join(str(part) for part in details["loc"])
     if details["type"] == "extra_forbidden":
-        known = [setting.name for setting in describe_settings(Config)]
         close = difflib.get_close_matches(name, known, n=1)
         return f"{name}: no such setting" + (f"; did you mean {close[0]}?" if close else "")
     if details["type"] == "missing":

@@ -1,7 +1,7 @@
 """Settings in words: what each is called, what it takes, its default and its meaning."""
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin
@@ -9,6 +9,9 @@ from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_orig
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from cbd_fast.config.names import NameIn
+
+ONE_OF = "one of: "
 ITEM = "[]"  # after the name of a list: its entries
 WORDS = {bool: "yes/no", int: "whole number", float: "number", str: "text", NoneType: "none"}
 PLURALS = {"whole number": "whole numbers", "number": "numbers", "text": "words"}
@@ -42,7 +45,7 @@ def describe_sections(settings: type[BaseModel], name: str = "") -> Iterator[Sec
         if _is_section(info.annotation):
             inside.append((info.annotation, full_name))
             continue
-        kind = in_words(info.annotation)
+        kind = in_words(info.annotation, info.metadata)
         described.append(Setting(name=full_name, kind=kind, default=_default(info), meaning=info.description or ""))
         inside += [(item, full_name + ITEM) for item in get_args(info.annotation) if _is_section(item)]
     meaning = (settings.__doc__ or "").splitlines()[0].rstrip(".")
@@ -74,17 +77,23 @@ def settings_text(settings: type[BaseModel], width: int) -> str:
     return "\n".join(lines[1:]) + "\n"
 
 
-def in_words(annotation: Any) -> str:
+def in_words(annotation: Any, rules: Sequence[Any] = ()) -> str:
     """What a setting takes, such as ``number or none`` or ``one of: a, b``."""
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if names := next((rule.registry for rule in rules if isinstance(rule, NameIn)), None):
+        return ONE_OF + ", ".join(names)
     if origin is Annotated:
-        return in_words(arguments[0])
+        return in_words(arguments[0], arguments[1:])
     if origin is Literal:
-        return "one of: " + ", ".join(map(str, arguments))
+        return ONE_OF + ", ".join(map(str, arguments))
+    if origin is dict:
+        return f"{{name: {in_words(arguments[1])}}}"
     if origin in (Union, UnionType):
         return " or ".join(in_words(argument) for argument in arguments)
     if origin in (tuple, list):
         item = "settings" if _is_section(arguments[0]) else in_words(arguments[0])
+        if item.startswith(ONE_OF):
+            return f"list of {item.removeprefix(ONE_OF)}"
         number = "" if origin is list or Ellipsis in arguments else f"{len(arguments)} "
         return f"list of {number}{PLURALS.get(item, item)}"
     return WORDS.get(annotation, getattr(annotation, "__name__", str(annotation)))
@@ -100,6 +109,8 @@ def value_in_words(value: Any) -> str:
         return f"{value:.6g}"
     if isinstance(value, BaseModel):
         return "{" + ", ".join(f"{name}: {value_in_words(inside)}" for name, inside in value) + "}"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: {value_in_words(inside)}" for name, inside in value.items()) + "}"
     if isinstance(value, tuple | list):
         return "[" + ", ".join(map(value_in_words, value)) + "]"
     return str(value)

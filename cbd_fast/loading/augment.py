@@ -1,23 +1,21 @@
-"""Which box, flip and colour matrix for each image: pure NumPy, from settings and counters to a Plan.
+"""Box, flip and colour matrix of each image: pure NumPy, from settings and counters to a Plan.
 
 Every random number is a hash of (seed, step, position in the global batch), so a batch can be planned again at any
 time, anywhere. Training and test images differ only in the Plan.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
+from cbd_fast.loading.colors import identity_colors, input_colors, jitter_colors
 from cbd_fast.loading.counter_rng import hash64, uniform
 from cbd_fast.settings import Settings
 
 CENTER_FRACTION = 224 / 256
 NUM_BOX_TRIES = 10  # as in torchvision's RandomResizedCrop
-LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, of which YIQ is made
-_RGB_TO_YIQ = np.array([LUMA, [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
-_YIQ_TO_RGB = np.linalg.inv(_RGB_TO_YIQ)
 
 # What a random number is for; the first key after the seed. The sampling policies use the numbers below 16.
 _BOX, _FLIP, _COLOR = 16, 17, 18
@@ -83,8 +81,8 @@ class Plan:
     """What is to be done to each image of a batch; its arrays have one entry per image.
 
     Attributes:
-        rows: ``(B,)`` int64, the images, as rows of the index.
-        positions: ``(B,)`` int64, their places in the global batch.
+        indices: ``(B,)`` int64, numbers of the images in the index.
+        positions: ``(B,)`` int64, positions of the images in the global batch.
         boxes: ``(B, 4)`` int64, top, left, height and width in pixels of the coded image. The box is resized to the
             model's input. What it covers outside the image is black.
         flips: ``(B,)`` bool, mirror the crop left and right.
@@ -93,7 +91,7 @@ class Plan:
         color_range: ``(2, 3)`` float32, the input's values for black and for white; colours stay between them.
     """
 
-    rows: np.ndarray
+    indices: np.ndarray
     positions: np.ndarray
     boxes: np.ndarray
     flips: np.ndarray
@@ -101,41 +99,35 @@ class Plan:
     color_range: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.indices)
 
     def take(self, positions: np.ndarray) -> "Plan":
-        """The plan of some of the images."""
-        colors = self.colors if len(self.colors) == 1 else self.colors[positions]
-        return Plan(
-            rows=self.rows[positions],
-            positions=self.positions[positions],
-            boxes=self.boxes[positions],
-            flips=self.flips[positions],
-            colors=colors,
-            color_range=self.color_range,
-        )
+        """The plan of some of the images: ``(n,)`` int positions in this plan."""
+        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
+        shared = {"color_range"} | ({"colors"} if len(self.colors) == 1 else set())
+        return Plan(**{name: array if name in shared else array[positions] for name, array in arrays.items()})
 
 
 def make_plan(
     augmentation: Augmentation,
     *,
-    rows: np.ndarray,
+    indices: np.ndarray,
     sizes: np.ndarray,
     image_size: int,
     seed: int,
     step: int,
     positions: np.ndarray,
 ) -> Plan:
-    """Plans a batch.
+    """The plan of a batch.
 
     Args:
-        augmentation: the settings.
-        rows: ``(B,)`` the images.
-        sizes: ``(B, 2)`` their heights and widths in pixels.
+        augmentation: settings of crop, flip and colours.
+        indices: ``(B,)`` int64, numbers of the images in the index.
+        sizes: ``(B, 2)`` integers, heights and widths of the images in pixels.
         image_size: side of the model's input in pixels.
-        seed: of the run.
+        seed: integer of 64 bits.
         step: number of the global step.
-        positions: ``(B,)`` places of these images in the global batch.
+        positions: ``(B,)`` int64, positions of the images in the global batch.
     """
     sizes = sizes.astype(np.int64)
     heights, widths = sizes[:, 0], sizes[:, 1]
@@ -148,7 +140,7 @@ def make_plan(
     else:
         random = _uniforms(2 * NUM_BOX_TRIES + 2, seed, _BOX, step, positions)
         boxes = random_resized_boxes(heights, widths, augmentation, random)
-    flips: np.ndarray = np.zeros(len(rows), bool)
+    flips: np.ndarray = np.zeros(len(indices), bool)
     if augmentation.flip and not is_center:
         flips = uniform(seed, _FLIP, step, positions) < 0.5
     jitter = augmentation.color_jitter
@@ -157,7 +149,7 @@ def make_plan(
         matrices = jitter_colors(_uniforms(7, seed, _COLOR, step, positions), jitter)
     mean, std = np.array(augmentation.mean or (0, 0, 0)), np.array(augmentation.std or (1, 1, 1))
     return Plan(
-        rows=rows,
+        indices=indices,
         positions=positions,
         boxes=boxes,
         flips=flips,
@@ -177,7 +169,7 @@ def random_resized_boxes(
         heights: ``(B,)`` int64.
         widths: ``(B,)`` int64.
         augmentation: the ranges of area and aspect.
-        random: ``(B, 22)`` in [0, 1): ten areas, ten aspects, vertical and horizontal place.
+        random: ``(B, 22)`` in [0, 1): ten areas, ten aspects, vertical and horizontal position.
 
     Returns:
         ``(B, 4)`` int64, within the images.
@@ -191,11 +183,11 @@ def random_resized_boxes(
     box_widths = np.rint(np.sqrt(area * aspect)).astype(np.int64)
     box_heights = np.rint(np.sqrt(area / aspect)).astype(np.int64)
     fits = (box_widths >= 1) & (box_widths <= widths[:, None]) & (box_heights >= 1) & (box_heights <= heights[:, None])
-    each, first = np.arange(len(heights)), fits.argmax(axis=1)
+    each, first_fit = np.arange(len(heights)), fits.argmax(axis=1)
     # where none fits: as much of the image as has an allowed aspect
     widest, tallest = np.rint(heights * highest).astype(np.int64), np.rint(widths / lowest).astype(np.int64)
-    width = np.where(fits.any(axis=1), box_widths[each, first], np.minimum(widths, np.maximum(widest, 1)))
-    height = np.where(fits.any(axis=1), box_heights[each, first], np.minimum(heights, np.maximum(tallest, 1)))
+    width = np.where(fits.any(axis=1), box_widths[each, first_fit], np.minimum(widths, np.maximum(widest, 1)))
+    height = np.where(fits.any(axis=1), box_heights[each, first_fit], np.minimum(heights, np.maximum(tallest, 1)))
     top = np.floor(random[:, -2] * (heights - height + 1)).astype(np.int64)
     left = np.floor(random[:, -1] * (widths - width + 1)).astype(np.int64)
     centered = ~fits.any(axis=1)
@@ -214,7 +206,7 @@ def padded_boxes(
     Args:
         heights: ``(B,)`` int64.
         widths: ``(B,)`` int64.
-        padding: in pixels of the model's input.
+        padding: largest move, in pixels of the model's input.
         image_size: side of the model's input in pixels.
         random: ``(B, 2)`` in [0, 1).
 
@@ -231,67 +223,6 @@ def center_boxes(heights: np.ndarray, widths: np.ndarray, fraction: float) -> np
     """The middle squares whose side is ``fraction`` of the short side: ``(B, 4)`` int64."""
     side = np.maximum(np.rint(np.minimum(heights, widths) * fraction), 1).astype(np.int64)
     return np.stack([(heights - side) // 2, (widths - side) // 2, side, side], axis=1)
-
-
-def identity_colors(num: int) -> np.ndarray:
-    """``(num, 3, 4)`` float64 matrices that change nothing."""
-    return np.broadcast_to(np.eye(3, 4), (num, 3, 4)).copy()
-
-
-def jitter_colors(random: np.ndarray, strength: float) -> np.ndarray:
-    """SimCLR's colour jitter (Chen et al., ICML 2020) as affine matrices on colours in [0, 1].
-
-    With probability 0.8: brightness, contrast and saturation by factors of ``1 -+ 0.8 strength`` and hue turned by up
-    to ``0.2 strength`` of the circle, in random order; then with probability 0.2: greyscale. Contrast is about
-    mid-grey and hue turns the chroma plane of YIQ, so that each is affine. Saturation and hue keep the greys and
-    commute with everything, so the one order that matters is that of brightness and contrast.
-
-    Args:
-        random: ``(B, 7)`` in [0, 1).
-        strength: 0 to 1.
-
-    Returns:
-        ``(B, 3, 4)`` float64.
-    """
-    spread = 0.8 * strength
-    factors = 1 - spread + random[:, :3] * 2 * spread
-    brightness, contrast, saturation = factors.T
-    turned = hue_matrices((random[:, 3] * 2 - 1) * 0.2 * strength)
-    chroma = turned @ saturation_matrices(saturation)
-    brightness_first = random[:, 4] < 0.5
-    mid_grey = 0.5 * (1 - contrast)
-    offset = np.where(brightness_first, mid_grey, mid_grey * brightness)
-    jittered = np.concatenate(
-        [chroma * (brightness * contrast)[:, None, None], np.repeat(offset[:, None, None], 3, axis=1)], axis=2
-    )
-    colors = np.where((random[:, 5] < 0.8)[:, None, None], jittered, np.eye(3, 4))
-    grey = saturation_matrices(np.zeros(len(random))) @ colors
-    return np.where((random[:, 6] < 0.2)[:, None, None], grey, colors)
-
-
-def saturation_matrices(factors: np.ndarray) -> np.ndarray:
-    """``(B,)`` factors to ``(B, 3, 3)``: between the image's grey (0) and itself (1), and beyond."""
-    grey = np.broadcast_to(LUMA, (3, 3))
-    return grey + factors[:, None, None] * (np.eye(3) - grey)
-
-
-def hue_matrices(turns: np.ndarray) -> np.ndarray:
-    """``(B,)`` fractions of a full turn of the hue to ``(B, 3, 3)``: a rotation of the chroma plane of YIQ."""
-    angles = 2 * np.pi * turns
-    rotations = np.zeros((len(turns), 3, 3))
-    rotations[:, 0, 0] = 1
-    rotations[:, 1, 1] = rotations[:, 2, 2] = np.cos(angles)
-    rotations[:, 2, 1] = np.sin(angles)
-    rotations[:, 1, 2] = -rotations[:, 2, 1]
-    return _YIQ_TO_RGB @ rotations @ _RGB_TO_YIQ
-
-
-def input_colors(colors: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
-    """Puts 0..255 to [0, 1] before, and mean and standard deviation after, matrices on colours in [0, 1]."""
-    scaled = colors.copy()
-    scaled[:, :, :3] /= 255
-    scaled[:, :, 3] -= mean
-    return scaled / std[:, None]
 
 
 def _uniforms(num: int, *keys: Any) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Images that turn out bad: each is replaced by the next of its class, and too many of them end the run."""
+"""Images that turn out to be bad: each is replaced by the next of its class, and too many of them end the run."""
 
 import threading
 from collections.abc import Callable
@@ -12,19 +12,19 @@ NUM_NAMED = 5
 
 
 class BadImages:
-    """Remembers rows that cannot be read or decoded; any thread may tell of them.
+    """The images that cannot be read or decoded; any thread may add to them.
 
     Attributes:
-        reasons: why, by row.
+        reasons: why an image is bad, by its index.
     """
 
     def __init__(self, shards: ShardReader, max_bad_fraction: float, on_new: Callable[[str, str], None] | None) -> None:
-        """Knows of the quarantined ones from the beginning.
+        """Begins with the quarantined images.
 
         Args:
-            shards: of the images.
-            max_bad_fraction: of the split's images that may turn out bad; one alone never is too many.
-            on_new: called once with place and reason of each.
+            shards: the opened split.
+            max_bad_fraction: fraction of the split's images, 0 to 1, that may turn out to be bad; one always may.
+            on_new: called once for each bad image with its name (``shard:member``) and the reason.
         """
         self.reasons: dict[int, str] = dict.fromkeys(shards.quarantined.tolist(), "quarantined")
         self._shards, self._on_new = shards, on_new
@@ -32,40 +32,40 @@ class BadImages:
         self._remembering = threading.Lock()
 
     def remember(self, new: dict[int, str]) -> None:
-        """Adds rows and reasons.
+        """Adds reasons, by the index of the image.
 
         Raises:
             RunError: there are more than ``max_bad_fraction`` allows.
         """
         with self._remembering:
-            for row in new.keys() - self.reasons.keys():
-                self.reasons[row] = new[row]
+            for index in new.keys() - self.reasons.keys():
+                self.reasons[index] = new[index]
                 if self._on_new:
-                    self._on_new(self._shards.name(row), new[row])
+                    self._on_new(self._shards.name(index), new[index])
         if len(self.reasons) > self._num_allowed:
-            named = [f"{self._shards.name(row)} ({why})" for row, why in list(self.reasons.items())[:NUM_NAMED]]
+            named = [f"{self._shards.name(index)} ({why})" for index, why in list(self.reasons.items())[:NUM_NAMED]]
             raise RunError(
                 f"{self._shards.folder}: {len(self.reasons)} of {len(self._shards)} images cannot be decoded, "
                 f"more than max_bad_fraction allows ({self._num_allowed}); the first: {'; '.join(named)}"
             )
 
-    def are_in(self, rows: np.ndarray) -> np.ndarray:
-        """``(B,)`` rows to ``(B,)`` bool."""
-        return np.isin(rows, list(self.reasons))
+    def are_in(self, indices: np.ndarray) -> np.ndarray:
+        """Which of ``(B,)`` indices are those of bad images: ``(B,)`` bool."""
+        return np.isin(indices, list(self.reasons))
 
-    def replaced(self, rows: np.ndarray) -> np.ndarray:
-        """The same ``(B,)`` rows, each bad one replaced by the next of its class.
+    def replaced(self, indices: np.ndarray) -> np.ndarray:
+        """The same ``(B,)`` int64 indices, each of a bad image replaced by the next of its class.
 
         Raises:
             RunError: all images of a class are bad.
         """
-        return np.array([self._next_good(int(row)) for row in rows], np.int64)
+        return np.array([self._next_good(int(index)) for index in indices], np.int64)
 
-    def _next_good(self, row: int) -> int:
-        good = row
+    def _next_good(self, index: int) -> int:
+        class_index, good = self._shards.index, index
         while good in self.reasons:
-            good = self._shards.index.next_in_class(good)
-            if good == row:
-                name = self._shards.manifest.classes[int(self._shards.index.labels(row))]
+            good = class_index.next_in_class(good)
+            if good == index:
+                name = self._shards.manifest.classes[int(class_index.labels(index))]
                 raise RunError(f"{self._shards.folder}: no image of class {name!r} can be decoded")
         return good

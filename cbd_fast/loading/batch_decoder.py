@@ -1,8 +1,8 @@
-"""A Plan to finished images on the device: read, decoded, cut, resized, flipped, coloured."""
+"""From a Plan to the model's input on the device: read, decode, cut, resize, flip, colour."""
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from typing import Any
 
@@ -11,12 +11,13 @@ import torch
 
 from cbd_fast.loading.augment import Plan
 from cbd_fast.loading.cache.buffer_pool import BufferPool
-from cbd_fast.loading.cache.decoded_cache import DecodedCache, require_possible
-from cbd_fast.loading.cache.shared_memory import Progress
+from cbd_fast.loading.cache.decoded_cache import DecodedCache, choose_cached, require_possible
+from cbd_fast.loading.cache.shared_memory import ProgressCallback
+from cbd_fast.loading.decoding.base import Decoder, EncodedOrDecoded
 from cbd_fast.loading.decoding.dali_decoder import DaliDecoder
-from cbd_fast.loading.decoding.torch_decoder import Decoder, Source, TorchDecoder
+from cbd_fast.loading.decoding.torch_decoder import TorchDecoder
 from cbd_fast.loading.stats import Recorder
-from cbd_fast.loading.tensor_transforms import finish
+from cbd_fast.loading.tensor_transforms import to_model_input
 from cbd_fast.shards.reader import ShardReader
 from cbd_fast.system import num_cores_of_all, thread_pool
 from cbd_fast.ui.console import bar_of
@@ -28,7 +29,12 @@ Mapping = Callable[..., Iterable[Any]]  # `map`, or that of a pool
 
 
 class BatchDecoder:
-    """Makes the images of a batch; may be called from several threads."""
+    """The images of a batch, made from files and cached images; may be called from several threads.
+
+    Attributes:
+        decoder_name: ``dali`` or ``torch``.
+        decodes_on_gpu: whether DALI decodes on a GPU.
+    """
 
     def __init__(
         self,
@@ -47,16 +53,16 @@ class BatchDecoder:
         """Builds the decoder.
 
         Args:
-            shards: of the images.
-            pool: whose threads read and decode.
-            num_threads: of the pool.
+            shards: the opened split; only its ``read``, ``read_ahead`` and, for the cache, its index are used.
+            pool: threads that read and decode.
+            num_threads: number of threads in the pool.
             batch_size: most images of a plan.
             image_size: side of the model's input in pixels.
-            device: where the images are to be.
+            device: device of the images that are made.
             decoder: one of ``DECODERS``.
             allow_padding: whether boxes may reach over the images' edges.
             prefetch: batches that are made at a time.
-            recorder: told how long reading, decoding and finishing take.
+            recorder: gets the times of reading, decoding and finishing.
 
         Raises:
             InputError: DALI was asked for and cannot be used.
@@ -83,72 +89,78 @@ class BatchDecoder:
                 num_threads=num_threads if self.decodes_on_gpu else 1,
             )
 
-    def keep(self, rows: np.ndarray, *, on_gpu: bool, on_cache_fill: Progress | None) -> DecodedCache:
-        """Decodes images once, or finds them decoded by another process of this machine, and keeps them.
+    def fill_cache(
+        self,
+        draw_fractions: np.ndarray,
+        *,
+        fraction: float | None,
+        gigabytes: float | None,
+        on_gpu: bool,
+        on_cache_fill: ProgressCallback | None,
+    ) -> DecodedCache:
+        """Decodes the best images once, or finds them decoded by another process of this machine, and keeps them.
 
         Args:
-            rows: ``(n,)`` int64, ascending.
+            draw_fractions: ``(num_classes,)`` fraction of all draws that falls on each image of a class.
+            fraction: limit as a fraction of the images, 0 to 1; None for none.
+            gigabytes: limit of the memory in 10**9 bytes; None for none.
             on_gpu: whether to keep them in this process's GPU memory, not in the machine's.
-            on_cache_fill: told how many images of how many are decoded; by default a bar on a terminal.
+            on_cache_fill: called with the number of images that are decoded, and of all; by default a bar on a
+                terminal.
 
         Raises:
-            InputError: no rows, less memory than they need, or nothing is decoded on a GPU.
+            InputError: impossible limits, less memory than the images need, or nothing is decoded on a GPU.
         """
-        require_possible(rows, on_gpu=on_gpu, decodes_on_gpu=self.decodes_on_gpu)
-        where = self._device if on_gpu else torch.device("cpu")
-        with bar_of("cached images", on_cache_fill) as on_progress:
-            self._cache = self._filled(rows, where, on_progress)
-        return self._cache
-
-    def _filled(self, rows: np.ndarray, where: torch.device, on_progress: Progress) -> DecodedCache:
-        def fill(mapping: Mapping) -> DecodedCache:
-            return DecodedCache(
+        entries = self._shards.index.entries
+        indices = choose_cached(entries, draw_fractions, fraction=fraction, gigabytes=gigabytes)
+        require_possible(indices, on_gpu=on_gpu, decodes_on_gpu=self.decodes_on_gpu)
+        with ExitStack() as stack:
+            mapping: Mapping = map
+            if not self.decodes_on_gpu:
+                # one process fills while the others of this machine wait for it: their cores are free
+                mapping = stack.enter_context(thread_pool(num_cores_of_all())).map
+            self._cache = DecodedCache(
                 self._shards,
-                rows,
-                device=where,
+                indices,
+                device=self._device if on_gpu else torch.device("cpu"),
                 decode=self._decode_whole,
                 decoder_name=f"{self.decoder_name} on {self._device.type}",
                 group_size=self._group_size,
                 mapping=mapping,
-                on_progress=on_progress,
+                on_progress=stack.enter_context(bar_of("cached images", on_cache_fill)),
             )
-
-        if self.decodes_on_gpu:
-            return fill(map)
-        # one process fills while the others of this machine wait for it: their cores are free
-        with thread_pool(num_cores_of_all()) as pool:
-            return fill(pool.map)
+        return self._cache
 
     def __call__(self, plan: Plan) -> tuple[torch.Tensor, dict[int, str]]:
-        """Makes the images of a plan.
+        """The images of a plan.
 
         Returns:
-            ``(B, 3, image_size, image_size)`` float32 in channels-last memory, and positions that cannot be read or
-            decoded, with the reason; if there are any, the images mean nothing.
+            ``(B, 3, image_size, image_size)`` float32 in channels-last memory, and reasons by position in the plan
+            for images that cannot be read or decoded; if there are any, the pixels mean nothing.
         """
         if not len(plan):
             return torch.empty((0, 3, self._image_size, self._image_size), device=self._device), {}
-        are_files = self._slots(plan.rows) < 0
-        self._shards.read_ahead(plan.rows[are_files].tolist())
+        are_files = self._slots(plan.indices) < 0
+        self._shards.read_ahead(plan.indices[are_files].tolist())
         return self._decode_at_once(plan) if self.decodes_on_gpu else self._decode_in_groups(plan)
 
     def close(self) -> None:
-        """Lets cached images go."""
+        """Lets the cached images go."""
         if self._cache is not None:
             self._cache.close()
 
     def _decode_at_once(self, plan: Plan) -> tuple[torch.Tensor, dict[int, str]]:
         """The threads only read; the GPU does the rest."""
         with self._recorder.timing("reading"):
-            sources, bad = self._sources(plan.rows, self._pool.map)
+            images, bad = self._read(plan.indices, self._pool.map)
         if bad:
             return torch.empty(0), bad
         with self._recorder.timing("decoding"):
-            crops = self._decode(sources, plan)
+            crops = self._decode(images, plan)
         if crops.bad:
             return torch.empty(0), crops.bad
         with self._recorder.timing("finishing"):
-            return finish(crops.pixels, plan), {}
+            return to_model_input(crops.pixels, plan), {}
 
     def _decode_in_groups(self, plan: Plan) -> tuple[torch.Tensor, dict[int, str]]:
         """Each thread reads, decodes and finishes some images at a time, while they are in its processor's cache."""
@@ -160,66 +172,66 @@ class BatchDecoder:
             else torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         )
 
-        def make(first: int) -> dict[int, str]:
-            places = slice(first, min(first + self._group_size, len(plan)))
-            part = plan.take(np.arange(places.start, places.stop))
+        def make_group(start: int) -> dict[int, str]:
+            group = slice(start, min(start + self._group_size, len(plan)))
+            part = plan.take(np.arange(group.start, group.stop))
             with self._recorder.timing("reading"):
-                sources, bad = self._sources(part.rows, map)
+                images, bad = self._read(part.indices, map)
             if not bad:
                 with self._recorder.timing("decoding"):
-                    crops = self._decode(sources, part)
+                    crops = self._decode(images, part)
                 bad = crops.bad
             if not bad:
                 with self._recorder.timing("finishing"):
                     if on_cpu:
-                        finish(crops.pixels, part, out[places])
+                        to_model_input(crops.pixels, part, out[group])
                     else:
-                        out[places] = crops.pixels
-            return {first + position: reason for position, reason in bad.items()}
+                        out[group] = crops.pixels
+            return {start + position: reason for position, reason in bad.items()}
 
         bad: dict[int, str] = {}
-        for found in self._pool.map(make, range(0, len(plan), self._group_size)):
-            bad |= found
+        for bad_of_group in self._pool.map(make_group, range(0, len(plan), self._group_size)):
+            bad |= bad_of_group
         if on_cpu or bad:
             return out.permute(0, 3, 1, 2), bad
-        return finish(out.to(self._device, non_blocking=True), plan), bad
+        return to_model_input(out.to(self._device, non_blocking=True), plan), bad
 
-    def num_cached(self, rows: np.ndarray) -> int:
-        """How many of ``(B,)`` rows are kept decoded."""
-        return int(np.count_nonzero(self._slots(rows) >= 0))
+    def num_cached(self, indices: np.ndarray) -> int:
+        """Number of images, of those with the given ``(B,)`` indices, that are kept decoded."""
+        return int(np.count_nonzero(self._slots(indices) >= 0))
 
-    def _slots(self, rows: np.ndarray) -> np.ndarray:
-        """``(B,)`` places of cached images; -1 for those that are to be read."""
-        return np.full(len(rows), -1) if self._cache is None else self._cache.slots(rows)
+    def _slots(self, indices: np.ndarray) -> np.ndarray:
+        """``(B,)`` slots of images in the cache; -1 for those that are to be read."""
+        return np.full(len(indices), -1) if self._cache is None else self._cache.slots(indices)
 
-    def _sources(self, rows: np.ndarray, mapping: Mapping) -> tuple[list[Source], dict[int, str]]:
-        """Files, or cached images, and which positions cannot be read, with the reason."""
+    def _read(self, indices: np.ndarray, mapping: Mapping) -> tuple[list[EncodedOrDecoded], dict[int, str]]:
+        """Files, or cached images; and reasons by position for those that cannot be read, which are left out."""
 
-        def source(row: int, slot: int) -> Source | OSError:
+        def read_one(index: int, slot: int) -> EncodedOrDecoded | OSError:
             if slot >= 0:
                 assert self._cache is not None
                 return self._cache.image(slot)
             try:
-                return self._shards.read(row)
+                return self._shards.read(index)
             except OSError as error:
                 return error
 
-        found = list(mapping(source, rows.tolist(), self._slots(rows).tolist()))
-        bad = {position: str(error) for position, error in enumerate(found) if isinstance(error, OSError)}
-        return [source for source in found if not isinstance(source, OSError)], bad
+        images = list(mapping(read_one, indices.tolist(), self._slots(indices).tolist()))
+        bad = {position: str(error) for position, error in enumerate(images) if isinstance(error, OSError)}
+        return [image for image in images if not isinstance(image, OSError)], bad
 
-    def _decode_whole(self, rows: np.ndarray) -> list[torch.Tensor | None]:
-        """Images of rows; None for those that cannot be read or decoded, which batches will tell of."""
-        files, bad = self._sources(rows, map)
-        good = np.array([position for position in range(len(rows)) if position not in bad], int)
-        images: list[torch.Tensor | None] = [None] * len(rows)
-        if len(good):
-            places = self._shards.places(rows[good])
-            sizes = np.stack([places["height"], places["width"]], axis=1).astype(np.int64)
-            encoded = [file for file in files if isinstance(file, np.ndarray)]
-            for position, image in zip(good, self._decode.whole(encoded, sizes), strict=True):
-                images[position] = image if isinstance(image, torch.Tensor) else None
-        return images
+    def _decode_whole(self, indices: np.ndarray) -> list[torch.Tensor | None]:
+        """Whole images; None for those that cannot be read or decoded, which are reported when batches need them."""
+        images, bad = self._read(indices, map)
+        files = [image for image in images if isinstance(image, np.ndarray)]
+        whole: list[torch.Tensor | None] = [None] * len(indices)
+        if files:
+            good = [position for position in range(len(indices)) if position not in bad]
+            entries = self._shards.entries(indices[good])
+            sizes = np.stack([entries["height"], entries["width"]], axis=1).astype(np.int64)
+            for position, image in zip(good, self._decode.whole(files, sizes), strict=True):
+                whole[position] = image if isinstance(image, torch.Tensor) else None
+        return whole
 
 
 def _dali_is_installed() -> bool:

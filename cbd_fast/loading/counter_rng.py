@@ -45,7 +45,7 @@ def permute(positions: ArrayLike, lengths: ArrayLike, *keys: ArrayLike) -> np.nd
     """Elements at ``positions`` of random permutations of ``range(lengths)``, without making the permutations.
 
     Each combination of keys has a permutation of its own. It is the swap-or-not shuffle (Hoang, Morris and Rogaway,
-    CRYPTO 2012): in every round an element and its mirror image about a random point change places or stay, as a
+    CRYPTO 2012): in every round an element and its mirror image about a random point are swapped or stay, as a
     hash of the two says.
 
     Args:
@@ -79,7 +79,7 @@ def _long_runs(base: np.ndarray) -> list[tuple[slice, np.ndarray]]:
     if base.ndim == 1:
         edges = [0, *(np.flatnonzero(base[1:] != base[:-1]) + 1).tolist(), len(base)]
         if len(edges) - 1 <= max(1, len(base) // MIN_RUN):
-            return [(slice(first, end), base[first : first + 1]) for first, end in pairwise(edges)]
+            return [(slice(start, stop), base[start : start + 1]) for start, stop in pairwise(edges)]
     return [(slice(None), base)]
 
 
@@ -104,7 +104,7 @@ def _shuffle_in_place(element: np.ndarray, length: np.ndarray, base: np.ndarray,
         swaps *= _GOLDEN
         swaps += key
         _multiply(swaps, scratch)
-        swaps.view(np.int64)[...] >>= 63  # the highest bit decides: all bits where they change places, else none
+        swaps.view(np.int64)[...] >>= 63  # the highest bit decides: all bits where they are swapped, else none
         mirror ^= element
         mirror &= swaps
         element ^= mirror

@@ -1,22 +1,11 @@
 """Loader: exact sampling and augmentation from shards, decoded ahead of time on threads or by NVIDIA DALI.
 
-    from cbd_fast import Loader
-
-    loader = Loader("shards/digits_lt", split="train", sampling="class_balanced", batch_size=128, image_size=224)
-    for epoch in range(90):
-        for batch in loader:
-            loss = criterion(model(batch.images), batch.labels)
-
 Batch s is a function of the shards, the settings and s alone. Whatever runs ahead, in whatever order, changes nothing.
 """
 
-import threading
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -25,47 +14,85 @@ import torch
 from cbd_fast.errors import InputError
 from cbd_fast.loading.augment import Augmentation, Plan, make_plan
 from cbd_fast.loading.bad_images import BadImages
-from cbd_fast.loading.batch_decoder import DECODERS, BatchDecoder
-from cbd_fast.loading.cache.decoded_cache import DecodedCache, choose_cached
-from cbd_fast.loading.cache.shared_memory import Progress
-from cbd_fast.loading.sampling.policies import POLICIES, Order, draw_fractions, make_order
+from cbd_fast.loading.batch import Batch
+from cbd_fast.loading.batch_decoder import BatchDecoder
+from cbd_fast.loading.cache.decoded_cache import DecodedCache
+from cbd_fast.loading.cache.shared_memory import ProgressCallback
+from cbd_fast.loading.loader_checks import check_settings
+from cbd_fast.loading.loader_state import EpochPass, read_state
+from cbd_fast.loading.prefetcher import Prefetcher
+from cbd_fast.loading.sampling.policies import SEQUENTIAL, draw_fractions, make_order
 from cbd_fast.loading.stats import LoaderStats, Recorder
 from cbd_fast.processes import place_among_processes
 from cbd_fast.shards.reader import ShardReader
-from cbd_fast.system import num_cores, thread_pool
-
-SAMPLINGS = (*POLICIES, "sequential")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """One process's part of a global batch.
-
-    Attributes:
-        images: ``(B, 3, image_size, image_size)`` float32 in channels-last memory, on the loader's device.
-        labels: ``(B,)`` int64, on the loader's device.
-        ids: ``(B,)`` int64 on the CPU, the images as rows of the index.
-        step: number of the global step.
-    """
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    ids: torch.Tensor
-    step: int
-
-    def __len__(self) -> int:
-        return len(self.labels)
+from cbd_fast.system import choose_device, num_cores, thread_pool
 
 
 class Loader:
     """Batches of a split of sharded images.
 
+    A plain loop::
+
+        with Loader("shards/digits_lt", sampling="class_balanced", batch_size=128) as loader:
+            for epoch in range(90):
+                for images, labels in loader:
+                    loss = criterion(model(images), labels)
+
+    With Accelerate; each process's loader yields its own part of every batch, so it is not passed to ``prepare``::
+
+        model, optimizer = accelerator.prepare(model, optimizer)
+        loader = Loader("shards/digits_lt", sampling="class_balanced", device=accelerator.device)
+        for images, labels in loader:
+            accelerator.backward(criterion(model(images), labels))
+
+    With Lightning, whose checkpoints then hold the loader's state too (examples/lightning_loop.py)::
+
+        class Classifier(LightningModule):
+            def train_dataloader(self):  # called when the processes have joined
+                return Loader("shards/digits_lt", sampling="class_balanced", device=self.device)
+
     Attributes:
         shards: the opened split, with its manifest and index.
-        epoch: which pass ``for batch in loader`` makes next.
+        epoch: number of the pass that the next ``for images, labels in loader`` makes, from 0.
         decoder: ``dali`` or ``torch``.
-        cache: the images that are kept decoded, if any.
+        cache: the images that are kept decoded; None without a cache.
+
+    Args:
+        shards: folder of shards.
+        split: ``train``, ``val`` or ``test``, if the shards have it.
+        sampling: name of a policy in ``cbd_fast.SAMPLING`` (``instance``, ``class_balanced``, ``square_root``,
+            ``progressive``, or one of your own), or ``sequential``: every image once, in the order of the index.
+        batch_size: images of a step, those of all processes together.
+        image_size: side of the model's input in pixels.
+        seed: integer of 64 bits, of order and augmentation.
+        augmentation: by default the paper's random resized crop and flip; its centre crop for ``sequential``.
+        transform: function from a ``Batch`` to a ``Batch`` (``dataclasses.replace(batch, images=...)``), such as
+            mixing images. It is called on the device, without gradients, from threads that prepare batches ahead; to be
+            resumable it must depend on the batch alone, whose ``step`` can seed it.
+        decoder: ``dali``, ``torch``, or ``auto``: DALI where it is installed.
+        device: device of the batches; by default the GPU where there is one.
+        num_threads: threads that read and decode; by default one for each core that this process may use, shared with
+            the other processes of a launcher.
+        prefetch: batches that are prepared ahead of time.
+        cache: fraction of the images, 0 to 1, that is decoded now and kept in memory: those that serve the most
+            draws per byte, such as the rarest classes if sampling is class-balanced. Batches are the same with it
+            and without; only where DALI decodes boxes on the CPU may their edges differ in the last bits.
+        cache_gb: the same as a limit in 10**9 bytes, which all processes of a machine share; only one of the two.
+        cache_on_gpu: whether each process keeps the cache in its GPU's memory instead; needs DALI on a GPU.
+        rank: number of this process; by default as torch.distributed or its launcher says, else 0.
+        world_size: number of processes; by default as torch.distributed or its launcher says, else 1.
+        total_steps: steps of the whole run; of our policies only ``progressive`` needs it.
+        max_bad_fraction: fraction of the split's images, 0 to 1; more bad ones in this process are an error, but a
+            single one never is.
+        on_bad_image: called once with name and reason of each image that cannot be decoded, from any thread.
+        on_cache_fill: called with the number of cached images that are decoded, and of all; by default a bar on a
+            terminal.
+
+    Raises:
+        InputError: shards or settings cannot be used.
     """
+
+    _pass: EpochPass | None = None  # None between two epochs
 
     def __init__(
         self,
@@ -77,6 +104,7 @@ class Loader:
         image_size: int = 224,
         seed: int = 0,
         augmentation: Augmentation | None = None,
+        transform: Callable[[Batch], Batch] | None = None,
         decoder: str = "auto",
         device: str | torch.device | None = None,
         num_threads: int | None = None,
@@ -89,59 +117,28 @@ class Loader:
         total_steps: int | None = None,
         max_bad_fraction: float = 0.01,
         on_bad_image: Callable[[str, str], None] | None = None,
-        on_cache_fill: Progress | None = None,
+        on_cache_fill: ProgressCallback | None = None,
     ) -> None:
-        """Opens shards, starts threads and decodes cached images; batches are made when they are asked for.
-
-        Args:
-            shards: folder of shards.
-            split: ``train``, ``val`` or ``test``.
-            sampling: ``instance``, ``class_balanced``, ``square_root``, ``progressive``, or ``sequential``: every
-                image once, in the order of the index, for evaluation.
-            batch_size: images of all processes together in one step.
-            image_size: side of the model's input in pixels.
-            seed: of order and augmentation.
-            augmentation: by default the paper's random resized crop and flip; its centre crop for ``sequential``.
-            decoder: ``dali``, ``torch``, or ``auto``: DALI where it is installed.
-            device: where batches are; by default the GPU where there is one.
-            num_threads: that read and decode; by default one per core of this process's fraction of the machine.
-            prefetch: batches that are prepared ahead of time.
-            cache: fraction of the images, 0 to 1, that is decoded now and kept in memory: those that serve the most
-                draws per byte, such as the rarest classes if sampling is class-balanced. Batches are the same with it
-                and without; only where DALI decodes boxes on the CPU may their edges differ in the last bits.
-            cache_gb: the same as a limit in 10**9 bytes; all processes of a machine share them.
-            cache_on_gpu: keep them in each process's GPU memory instead; needs DALI on a GPU.
-            rank: of this process; by default as torch.distributed or its launcher says, else 0.
-            world_size: number of processes; likewise, else 1.
-            total_steps: of the whole run; only ``sampling="progressive"`` needs it.
-            max_bad_fraction: of the split's images; more bad ones in this process are an error (one alone never is).
-            on_bad_image: called once with place and reason of each image that cannot be decoded, from any thread.
-            on_cache_fill: told how many cached images of how many are decoded; by default a bar on a terminal.
-
-        Raises:
-            InputError: shards or settings cannot be used.
-        """
         self.shards = ShardReader(shards, split)
         self.rank, self.world_size = place_among_processes(rank, world_size)
-        self._check(sampling, batch_size, image_size, decoder, prefetch)
+        num_threads = num_cores() if num_threads is None else num_threads
+        counts = {
+            "image_size": image_size,
+            "prefetch": prefetch,
+            "num_threads": num_threads,
+            "total_steps": total_steps,
+        }
+        check_settings(sampling, decoder, max_bad_fraction, batch_size, self.world_size, counts)
         self.sampling, self.batch_size, self.image_size, self.seed = sampling, batch_size, image_size, seed
-        self.is_sequential = sampling == "sequential"
+        self.total_steps, self.is_sequential = total_steps, sampling == SEQUENTIAL
+        self._num_draws = total_steps and total_steps * batch_size
         self.augmentation = augmentation or Augmentation(crop="center" if self.is_sequential else "random_resized_crop")
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if self.device.type == "cuda" and self.device.index is None:
-            self.device = torch.device("cuda", torch.cuda.current_device())
-        self.epoch = 0
+        self.device = choose_device(device)
+        self.epoch, self._is_resumed = 0, False
+        self._transform, self._recorder = transform, Recorder()
         self._bad = BadImages(self.shards, max_bad_fraction, on_bad_image)
-        self._recorder = Recorder()
-        self._order: Order | None = None
-        if not self.is_sequential:
-            num_draws = total_steps * batch_size if total_steps else None
-            self._order = make_order(sampling, self.shards.index.starts, seed, num_draws)
-        num_threads = num_threads or num_cores()
-        self._pool = thread_pool(num_threads)
-        self._prefetch = prefetch
-        self._ahead = ThreadPoolExecutor(prefetch, thread_name_prefix="cbd-batch")
-        self._own: Any = threading.local()  # each thread's stream of the GPU: one batch does not wait for the other
+        self._order = make_order(sampling, self.shards.index.starts, seed, self._num_draws)
+        self._pool, self._prefetcher = thread_pool(num_threads), Prefetcher(prefetch, self.device, self._recorder)
         self._decode_batch = BatchDecoder(
             self.shards,
             self._pool,
@@ -155,21 +152,12 @@ class Loader:
             recorder=self._recorder,
         )
         self.decoder = self._decode_batch.decoder_name
-        self.cache: DecodedCache | None = None
-        if cache or cache_gb:
-            fractions = draw_fractions(sampling, self.shards.index.starts)
-            try:
-                rows = choose_cached(
-                    self.shards.index.rows, fractions, fraction=cache or None, gigabytes=cache_gb or None
-                )
-                self.cache = self._decode_batch.keep(rows, on_gpu=cache_on_gpu, on_cache_fill=on_cache_fill)
-            except BaseException:
-                self.close()
-                raise
+        limits = {"fraction": cache or None, "gigabytes": cache_gb or None}
+        self.cache = self._fill_cache(limits, cache_on_gpu, on_cache_fill) if cache or cache_gb else None
 
     @property
     def bad_images(self) -> dict[int, str]:
-        """Rows that could not be decoded or are quarantined, with the reason.
+        """Reasons, by index, for images that could not be decoded or are quarantined.
 
         Each is replaced by the next image of its class (left out with ``sampling="sequential"``).
         """
@@ -180,113 +168,125 @@ class Loader:
         return self._recorder.stats()
 
     def __len__(self) -> int:
-        """Steps of one pass: whole batches in training, all images with ``sequential``."""
+        """Steps of an epoch: whole batches in training, all images with ``sequential``."""
         num_images = len(self.shards)
-        if self.is_sequential:
-            return -(-num_images // self.batch_size)
-        return max(1, num_images // self.batch_size)
+        return -(-num_images // self.batch_size) if self.is_sequential else max(1, num_images // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        """One pass over as many images as the split has; the next one goes on where it ended."""
-        epoch, self.epoch = self.epoch, self.epoch + 1
-        first = 0 if self.is_sequential else epoch * len(self)
-        return self.steps(first, first + len(self))
+        """One epoch, or the rest of one after ``load_state_dict``; the next epoch goes on where it ended."""
+        # all this happens with the first batch: some libraries ask for iterators that they never use
+        current = self._pass if self._pass and self._is_resumed else EpochPass(epoch=self.epoch)
+        self._pass = current
+        self._is_resumed, self.epoch = False, current.epoch + 1
+        start = 0 if self.is_sequential else current.epoch * len(self)
+        for batch in self.steps(start + current.num_yielded, start + len(self)):
+            current.num_yielded += 1
+            yield batch
+        if self._pass is current:
+            self._pass = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the last ``for images, labels in loader`` is, as torchdata's ``StatefulDataLoader`` has it.
+
+        It counts the batches that the loop's body was given, not those that are prepared ahead. When the loop has
+        ended, it is the start of the next epoch. It is the same on all processes, and can be written as JSON.
+        """
+        return {**self._order_settings(), **asdict(self._pass or EpochPass(epoch=self.epoch))}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Lets the next ``for images, labels in loader`` go on with exactly the next batch.
+
+        Of a state from the body of an epoch's last batch, the rest of the epoch is empty. World size, decoder, threads,
+        prefetch, cache and image size may be others than those of the loader that ``state_dict`` is from.
+
+        Raises:
+            InputError: other shards, split, sampling, seed, batch_size or total_steps; or no state of a loader.
+        """
+        loaded = read_state(state, self._order_settings(), len(self))
+        self._pass, self.epoch, self._is_resumed = loaded, loaded.epoch, True
 
     def __enter__(self) -> "Loader":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
         """Ends the threads and closes the shards; batches that are being made are finished first."""
-        self._ahead.shutdown(cancel_futures=True)
+        self._prefetcher.close()
         self._pool.shutdown()
         self._decode_batch.close()
         self.shards.close()
 
-    def steps(self, first: int, end: int) -> Iterator[Batch]:
-        """Batches of the global steps ``first`` up to, not including, ``end``, prepared ahead of time.
+    def steps(self, start: int, stop: int) -> Iterator[Batch]:
+        """Batches of the global steps ``start`` up to, not including, ``stop``, prepared ahead of time.
 
-        Any step may be the first one: a resumed run calls ``steps(last_step + 1, ...)`` and loses nothing.
+        Any step may be the first one: a resumed run calls ``steps(last_step + 1, ...)`` and loses nothing. What
+        ``state_dict`` returns does not change.
         """
-        pending: deque[Future[tuple[Batch, torch.cuda.Event | None]]] = deque()
-        upcoming = iter(range(first, end))
-        try:
-            while True:
-                while len(pending) < self._prefetch and (step := next(upcoming, None)) is not None:
-                    pending.append(self._ahead.submit(self._make, step))
-                if not pending:
-                    return
-                with self._recorder.timing("waiting"):
-                    batch, made = pending.popleft().result()
-                if made is not None:
-                    # the training stream waits for the batch, this thread does not
-                    stream = torch.cuda.current_stream(self.device)
-                    stream.wait_event(made)
-                    batch.images.record_stream(stream)
-                    batch.labels.record_stream(stream)
-                yield batch
-        finally:
-            for future in pending:
-                future.cancel()
+        return self._prefetcher.batches(self._make, start, stop)
 
     def batch(self, step: int) -> Batch:
         """The batch of one global step, ready to use."""
         return next(self.steps(step, step + 1))
 
     def plan(self, step: int) -> Plan:
-        """Which images, boxes, flips and colours this process's part of a global step has."""
-        positions = self._positions(step)
-        draws = step * self.batch_size + positions
-        rows = draws if self._order is None else self._order(draws)
+        """Images, boxes, flips and colours of this process's part of a global step."""
+        part_size = self.batch_size // self.world_size
+        start, stop = self.rank * part_size, (self.rank + 1) * part_size
+        if self.is_sequential:  # only as far as there are images
+            stop = min(stop, len(self.shards) - step * self.batch_size)
+        positions = np.arange(start, stop)
+        indices = self._order(step * self.batch_size + positions)
         if self.bad_images and self.is_sequential:
-            kept = ~self._bad.are_in(rows)
-            rows, positions = rows[kept], positions[kept]
+            are_good = ~self._bad.are_in(indices)
+            indices, positions = indices[are_good], positions[are_good]
         elif self.bad_images:
-            rows = self._bad.replaced(rows)
-        places = self.shards.places(rows)
+            indices = self._bad.replaced(indices)
+        entries = self.shards.entries(indices)
         return make_plan(
             self.augmentation,
-            rows=rows,
-            sizes=np.stack([places["height"], places["width"]], axis=1),
+            indices=indices,
+            sizes=np.stack([entries["height"], entries["width"]], axis=1),
             image_size=self.image_size,
             seed=self.seed,
             step=step,
             positions=positions,
         )
 
-    def _positions(self, step: int) -> np.ndarray:
-        """Places in the global batch: the r-th slice for rank r; with ``sequential`` only as far as images go."""
-        fraction = self.batch_size // self.world_size
-        first, end = self.rank * fraction, (self.rank + 1) * fraction
-        if self.is_sequential:
-            end = min(end, len(self.shards) - step * self.batch_size)
-        return np.arange(first, end)
+    def _order_settings(self) -> dict[str, Any]:
+        """All that the order of images depends on."""
+        return {
+            "shards": self.shards.manifest.fingerprint,
+            "split": self.shards.split,
+            "sampling": self.sampling,
+            "seed": int(self.seed),
+            "batch_size": self.batch_size,
+            "total_steps": self.total_steps,
+        }
 
-    def _make(self, step: int) -> tuple[Batch, torch.cuda.Event | None]:
-        """Makes a batch on a stream of this thread's own; the event says when it is there."""
-        if self.device.type != "cuda":
-            return self._finished(step), None
-        if not hasattr(self._own, "stream"):
-            self._own.stream = torch.cuda.Stream(self.device)
-        with torch.cuda.device(self.device), torch.cuda.stream(self._own.stream):
-            return self._finished(step), self._own.stream.record_event()
+    def _fill_cache(self, limits: Any, on_gpu: bool, on_cache_fill: ProgressCallback | None) -> DecodedCache:
+        try:
+            fractions = draw_fractions(self.sampling, self.shards.index.starts, self._num_draws)
+            return self._decode_batch.fill_cache(fractions, **limits, on_gpu=on_gpu, on_cache_fill=on_cache_fill)
+        except BaseException:
+            self.close()
+            raise
 
-    def _finished(self, step: int) -> Batch:
-        plan, images = self._images(step)
-        labels = self.shards.index.labels(plan.rows)
-        return Batch(
-            images=images,
-            labels=torch.from_numpy(labels).to(self.device, non_blocking=True),
-            ids=torch.from_numpy(plan.rows),
-            step=step,
-        )
+    def _make(self, step: int) -> Batch:
+        plan, images = self._decode_good(step)
+        labels = torch.from_numpy(self.shards.index.labels(plan.indices)).to(self.device, non_blocking=True)
+        batch = Batch(images=images, labels=labels, ids=torch.from_numpy(plan.indices), step=step)
+        if self._transform is None:
+            return batch
+        with self._recorder.timing("finishing"), torch.no_grad():
+            batch = self._transform(batch)
+        if not isinstance(batch, Batch):
+            raise InputError(f"transform: returned {type(batch).__name__}; must return a Batch (dataclasses.replace)")
+        return batch
 
-    def _images(self, step: int) -> tuple[Plan, torch.Tensor]:
-        """Plan and finished images of a step, planned again without what turns out to be bad until nothing does."""
+    def _decode_good(self, step: int) -> tuple[Plan, torch.Tensor]:
+        """Plan and images of a step, planned again without what turns out to be bad until nothing does."""
         while True:
             with self._recorder.timing("planning"):
                 plan = self.plan(step)
@@ -294,18 +294,6 @@ class Loader:
             if not bad:
                 self._recorder.add("num_batches", 1)
                 self._recorder.add("num_images", len(plan))
-                self._recorder.add("num_cached", self._decode_batch.num_cached(plan.rows))
+                self._recorder.add("num_cached", self._decode_batch.num_cached(plan.indices))
                 return plan, images
-            self._bad.remember({int(plan.rows[position]): reason for position, reason in bad.items()})
-
-    def _check(self, sampling: str, batch_size: int, image_size: int, decoder: str, prefetch: int) -> None:
-        for name, value, allowed in (("sampling", sampling, SAMPLINGS), ("decoder", decoder, DECODERS)):
-            if value not in allowed:
-                raise InputError(f"{name}={value!r}: must be one of {', '.join(allowed)}")
-        for name, number in (("batch_size", batch_size), ("image_size", image_size), ("prefetch", prefetch)):
-            if number < 1:
-                raise InputError(f"{name}={number}: must be at least 1")
-        if batch_size % self.world_size:
-            raise InputError(
-                f"batch_size={batch_size}: must be a multiple of the {self.world_size} processes, which share it"
-            )
+            self._bad.remember({int(plan.indices[position]): reason for position, reason in bad.items()})

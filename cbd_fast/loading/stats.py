@@ -13,15 +13,15 @@ class LoaderStats:
     """What a loader has done, and how long each part of it took.
 
     Attributes:
-        num_batches: that were made; a few may not have been asked for yet.
-        num_images: in them.
-        num_cached: of these, images that were decoded already.
-        planning_seconds: choosing images, boxes and colours.
-        reading_seconds: of all threads together; the next three likewise. On a GPU, which computes on its own,
-            finishing is the time to ask for it.
-        decoding_seconds: decoding, cutting and resizing.
-        finishing_seconds: flipping, colours, float32.
-        waiting_seconds: how long who asked for a batch waited for it.
+        num_batches: batches made; a few of them may not have been asked for yet.
+        num_images: images in these batches.
+        num_cached: images in these batches that came from the cache.
+        planning_seconds: time to choose images, boxes and colours, of all threads together, as for the next three.
+        reading_seconds: time to read files.
+        decoding_seconds: time to decode, cut and resize.
+        finishing_seconds: time to flip, colour, convert to float32 and call the caller's ``transform``; of a GPU, which
+            computes on its own, the time to ask it to.
+        waiting_seconds: time that the caller waited for batches.
     """
 
     num_batches: int = 0
@@ -44,7 +44,7 @@ class LoaderStats:
 
 
 class Recorder:
-    """Adds up what any thread reports."""
+    """Sums of what any thread reports."""
 
     def __init__(self) -> None:
         self._totals: dict[str, Any] = asdict(LoaderStats())
@@ -58,13 +58,13 @@ class Recorder:
     @contextmanager
     def timing(self, what: str) -> Iterator[None]:
         """Adds the time of a block to ``what``: ``planning``, ``reading``, ..."""
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         try:
             yield
         finally:
-            self.add(f"{what}_seconds", time.perf_counter() - began)
+            self.add(f"{what}_seconds", time.perf_counter() - start_time)
 
     def stats(self) -> LoaderStats:
-        """The totals by now."""
+        """The sums so far."""
         with self._adding:
             return LoaderStats(**self._totals)

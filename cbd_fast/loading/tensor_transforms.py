@@ -10,13 +10,13 @@ from cbd_fast.loading.augment import Plan
 NUM_PIXELS_AT_A_TIME = 4  # a matrix of 12 x 12 takes a third of the time of four times one of 3 x 3
 
 
-def finish(pixels: torch.Tensor, plan: Plan, out: torch.Tensor | None = None) -> torch.Tensor:
-    """Applies flips and colours.
+def to_model_input(pixels: torch.Tensor, plan: Plan, out: torch.Tensor | None = None) -> torch.Tensor:
+    """Flipped and coloured images.
 
     Args:
         pixels: ``(B, H, W, 3)`` uint8, as a decoder returns them; flipped in place.
-        plan: of these images.
-        out: ``(B, H, W, 3)`` float32 where the result is to be; by default in new memory.
+        plan: flips and colours of these images.
+        out: ``(B, H, W, 3)`` float32 that the result is written to; by default new memory.
 
     Returns:
         ``(B, 3, H, W)`` float32 in channels-last memory, on the device of ``pixels``.
@@ -24,7 +24,7 @@ def finish(pixels: torch.Tensor, plan: Plan, out: torch.Tensor | None = None) ->
     flip(pixels, plan)
     out = torch.empty(pixels.shape, device=pixels.device) if out is None else out
     width = pixels.shape[2]
-    rows = out.view(-1, width * 3)  # PyTorch is slow where it repeats three numbers, but not a row of them
+    pixel_rows = out.view(-1, width * 3)  # PyTorch is slow where it repeats three numbers, but not a row of them
 
     def row_of(colors: np.ndarray) -> torch.Tensor:
         return _to(np.tile(colors, width), pixels.device)
@@ -32,25 +32,25 @@ def finish(pixels: torch.Tensor, plan: Plan, out: torch.Tensor | None = None) ->
     if len(plan.colors) == 1 and _is_diagonal(plan.colors[0, :, :3]):
         # without jitter there is one diagonal matrix: standard deviation and 1 / 255
         out.copy_(pixels)  # cast, then scaled: half the time of both at once
-        rows *= row_of(plan.colors[0].diagonal())
+        pixel_rows *= row_of(plan.colors[0].diagonal())
         if plan.colors[0, :, 3].any():
-            rows += row_of(plan.colors[0, :, 3])
+            pixel_rows += row_of(plan.colors[0, :, 3])
     else:
         _transform(pixels, plan.colors, out)
         black, white = plan.color_range
-        rows.clamp_(row_of(black), row_of(white))
+        pixel_rows.clamp_(row_of(black), row_of(white))
     return out.permute(0, 3, 1, 2)
 
 
 def flip(pixels: torch.Tensor, plan: Plan) -> None:
     """Mirrors left and right what the plan says, in place: ``(B, H, W, 3)`` uint8."""
-    flipped = np.flatnonzero(plan.flips)
-    if pixels.is_cuda and len(flipped):
-        places = _to(flipped, pixels.device)
-        pixels[places] = pixels[places].flip(2)
+    positions = np.flatnonzero(plan.flips)
+    if pixels.is_cuda and len(positions):
+        on_device = _to(positions, pixels.device)
+        pixels[on_device] = pixels[on_device].flip(2)
         return
-    for place in flipped.tolist():  # on the CPU PyTorch flips a single image ten times as fast
-        pixels[place] = pixels[place].flip(1)
+    for position in positions.tolist():  # on the CPU PyTorch flips a single image ten times as fast
+        pixels[position] = pixels[position].flip(1)
 
 
 def _transform(pixels: torch.Tensor, colors: np.ndarray, out: torch.Tensor) -> None:

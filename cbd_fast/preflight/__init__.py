@@ -1,1 +1,1 @@
-"""Before a run: will it go, how fast, and what limits it?"""
+"""Before a run: will it work, how fast is it, and what limits it."""

@@ -1,4 +1,4 @@
-"""A few true steps and guesses of a model: how fast it goes on this machine, and what memory it takes."""
+"""A few true steps and predictions of one kind of model: how fast it is on this machine, and what memory it takes."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -27,115 +27,120 @@ SECONDS = 4.0  # of measuring training, and half as long evaluation
 
 @dataclass(frozen=True, kw_only=True)
 class CacheNeeds:
-    """Images that are to be cached, and what they take of what there is.
+    """The memory that the decoded cache needs, and what is left for it.
 
     Attributes:
-        num_images: how many.
-        num_bytes: of the block that they are in.
-        room_bytes: what is left for them beside training.
-        where: ``this machine`` or ``the GPU``.
+        num_images: images to be cached.
+        num_bytes: size of the block that holds them.
+        free_bytes: memory that is left beside training.
+        memory: whose memory that is, ``this machine`` or ``the GPU``.
     """
 
     num_images: int
     num_bytes: int
-    room_bytes: int
-    where: str
+    free_bytes: int
+    memory: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeResult:
-    """Of one kind of model.
+    """Speed and memory of one kind of model.
 
     Attributes:
-        rate: images per second in training, loading included, of all processes together.
-        evaluation_rate: likewise in evaluation.
-        peak_bytes: the most memory that one process had, of its GPU, or without one of the machine.
-        weight_bytes: of the model's file.
-        optimizer_bytes: of the optimiser's.
-        kept: cached images; None without any.
+        training_rate: images per second, loading included, of all processes together.
+        evaluation_rate: images per second, loading included, of all processes together.
+        peak_bytes: the most memory of any process: of its GPU, or without one of the machine.
+        weight_bytes: size of the model's file.
+        optimizer_bytes: size of the optimizer's file.
+        cache: needs of the decoded cache; None without one.
     """
 
-    rate: float
+    training_rate: float
     evaluation_rate: float
     peak_bytes: int
     weight_bytes: int
     optimizer_bytes: int
-    kept: CacheNeeds | None
+    cache: CacheNeeds | None
 
 
-def measure(spec: ModelSpec, context: RunContext) -> ProbeResult:
-    """Makes a model, has it learn and evaluates it for a few seconds, as a run would; on all processes.
+def probe_model(spec: ModelSpec, context: RunContext) -> ProbeResult:
+    """Trains and evaluates a fresh model for a few seconds, as a run would; to be called on all processes.
 
     Raises:
-        InputError: there is not as much memory.
+        InputError: the memory does not suffice.
         RunError: too many images cannot be decoded.
     """
     config, accelerator = context.config, context.accelerator
     reset_peak_memory(accelerator.device)
-    with plain_out_of_memory(spec, config, accelerator):
+    with explained_out_of_memory(spec, config, accelerator):
         train_step = fresh_train_step(spec, config, accelerator)
         with make_train_loader(spec, context) as loader:
-            # the batches that were there before the clock started must not count
             batches = chain.from_iterable(loader.steps(0, spec.num_steps) for _ in count())
+            # batches that were ready before the clock started must not count
             rate = training_rate(train_step, batches, SECONDS, num_warm_up=config.runtime.prefetch)
-            kept = check_cache(spec, config, loader)
-        form = optimized_for_inference(
+            cache = cache_needs(spec, config, loader)
+        model = optimized_for_inference(
             train_step.unwrapped_model, inference_dtype(config.mixed_precision, accelerator.device)
         )
-        evaluation = evaluation_rate(form, context.test_loader, accelerator, SECONDS / 2)
+        rate_of_evaluation = evaluation_rate(model, context.test_loader, accelerator, SECONDS / 2)
     peaks = accelerator.gather(torch.tensor([peak_memory_bytes(accelerator.device)], device=accelerator.device))
-    momenta = [value for state in train_step.optimizer.state.values() for value in state.values()]
-    measured = ProbeResult(
-        rate=rate,
-        evaluation_rate=evaluation,
+    optimizer_state = [value for state in train_step.optimizer.state.values() for value in state.values()]
+    result = ProbeResult(
+        training_rate=rate,
+        evaluation_rate=rate_of_evaluation,
         peak_bytes=int(peaks.max()),
         weight_bytes=_num_bytes(train_step.unwrapped_model.state_dict().values()),
-        optimizer_bytes=_num_bytes(value for value in momenta if isinstance(value, Tensor)),
-        kept=kept,
+        optimizer_bytes=_num_bytes(value for value in optimizer_state if isinstance(value, Tensor)),
+        cache=cache,
     )
     train_step.free()
-    return measured
+    return result
 
 
 def evaluation_rate(model: CosineModel, loader: Loader, accelerator: Accelerator, seconds: float) -> float:
-    """Images per second, of all processes together, of guessing the first images of a split."""
-    num_images, began = 0, time.perf_counter()
+    """Images per second, of all processes together, of classifying the first images of a split."""
+    num_images, start_time = 0, time.perf_counter()
     with torch.inference_mode():
         for batch in loader:
             model(batch.images).logits.argmax(dim=1).tolist()  # waits for the device
             num_images += len(batch)
-            if agreed(accelerator, time.perf_counter() - began > seconds):
+            if agreed(accelerator, time.perf_counter() - start_time > seconds):
                 break
-    rate = num_images / (time.perf_counter() - began)
+    rate = num_images / (time.perf_counter() - start_time)
     return float(accelerator.reduce(torch.tensor(rate, device=accelerator.device), "sum"))
 
 
-def check_cache(spec: ModelSpec, config: Config, loader: Loader) -> CacheNeeds | None:
-    """What the cached images take, once a model has learned; None without any.
+def cache_needs(spec: ModelSpec, config: Config, loader: Loader) -> CacheNeeds | None:
+    """What the decoded cache of a model takes; None without a cache. To be called after a few training steps.
 
     Raises:
-        InputError: there is not as much memory beside training, or they would be of no use.
+        InputError: the memory left beside training does not suffice, or the cache would be of no use.
     """
-    runtime, rows = config.runtime, loader.shards.index.rows
+    runtime, entries = config.runtime, loader.shards.index.entries
     if not (runtime.cache or runtime.cache_gb):
         return None
-    fractions = draw_fractions(spec.sampling, loader.shards.index.starts)
-    chosen = choose_cached(rows, fractions, fraction=runtime.cache or None, gigabytes=runtime.cache_gb or None)
+    num_draws = spec.num_steps * config.optimization.global_batch
+    fractions = draw_fractions(spec.sampling, loader.shards.index.starts, num_draws)
+    cached = choose_cached(entries, fractions, fraction=runtime.cache or None, gigabytes=runtime.cache_gb or None)
     decodes_on_gpu = loader.decoder == "dali" and loader.device.type == "cuda"
-    require_possible(chosen, on_gpu=runtime.cache_on_gpu, decodes_on_gpu=decodes_on_gpu)
-    where, room = "this machine", available_bytes()
+    require_possible(cached, on_gpu=runtime.cache_on_gpu, decodes_on_gpu=decodes_on_gpu)
+    memory, free_bytes = "this machine", available_bytes()
     if runtime.cache_on_gpu:
-        # what PyTorch has taken but never used at once can be had back
+        # what PyTorch has reserved but never used at once can be had back
         unused = torch.cuda.memory_reserved(loader.device) - torch.cuda.max_memory_allocated(loader.device)
-        where, room = "the GPU", torch.cuda.mem_get_info(loader.device)[0] + unused
-    kept = CacheNeeds(num_images=len(chosen), num_bytes=block_bytes(rows[chosen]), room_bytes=room, where=where)
-    require_room(kept.num_images, kept.num_bytes, kept.room_bytes, kept.where)
-    return kept
+        memory, free_bytes = "the GPU", torch.cuda.mem_get_info(loader.device)[0] + unused
+    num_bytes = block_bytes(entries[cached])
+    require_room(len(cached), num_bytes, free_bytes, memory)
+    return CacheNeeds(num_images=len(cached), num_bytes=num_bytes, free_bytes=free_bytes, memory=memory)
 
 
 @contextmanager
-def plain_out_of_memory(spec: ModelSpec, config: Config, accelerator: Accelerator) -> Iterator[None]:
-    """Says in plain words that memory ran out, and what would help."""
+def explained_out_of_memory(spec: ModelSpec, config: Config, accelerator: Accelerator) -> Iterator[None]:
+    """A block in which running out of memory becomes an error that says what would help.
+
+    Raises:
+        InputError: the memory does not suffice.
+    """
     try:
         yield
     except RuntimeError as error:

@@ -1,55 +1,74 @@
-"""Training without learning: a stage's true step on fresh weights, to see how fast it is."""
+"""Training throughput without learning: a model's true step on fresh weights, timed."""
 
 import time
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 
 from cbd_fast.config.schema import Config
-from cbd_fast.loading.loader import Batch
+from cbd_fast.loading.batch import Batch
+from cbd_fast.training.checkpoint import read_result
+from cbd_fast.training.model_folder import read_model
 from cbd_fast.training.models import build_model
-from cbd_fast.training.plan import ModelSpec, join_setup
+from cbd_fast.training.plan import ModelSetup, ModelSpec, join_setup
 from cbd_fast.training.train_step import TrainStep, make_train_step
 
 
-def fresh_train_step(spec: ModelSpec, config: Config, accelerator: Accelerator) -> TrainStep:
-    """What the engine makes of a spec, with teachers that have learned nothing: they cost the same."""
+def fresh_setup(spec: ModelSpec, config: Config) -> ModelSetup:
+    """A model as its stage builds it; teachers that are still to be trained are untrained ones, which cost the same."""
     backbone, num_classes = config.model.backbone, config.data.num_classes
-    stage = join_setup(spec, config, [build_model(backbone, num_classes) for _ in range(spec.num_teachers)])
-    return make_train_step(stage, config, accelerator)
+    teachers = [
+        build_model(backbone, num_classes) if _is_to_be_trained(folder, spec) else read_model(folder)[0]
+        for folder in spec.teachers
+    ]
+    return join_setup(spec, config, teachers)
+
+
+def fresh_train_step(spec: ModelSpec, config: Config, accelerator: Accelerator) -> TrainStep:
+    """The train step of ``fresh_setup``, as the engine makes it."""
+    return make_train_step(fresh_setup(spec, config), config, accelerator)
 
 
 def training_rate(train_step: TrainStep, batches: Iterator[Batch], seconds: float, num_warm_up: int = 1) -> float:
-    """Images per second, of all processes together, of learning from batches as they come.
+    """Training speed on batches as they come; to be called on all processes.
 
     Args:
-        train_step: what learns.
-        batches: without end; on all processes.
-        seconds: for which to measure, after
-        num_warm_up: batches.
+        train_step: the step to be timed.
+        batches: training batches without end.
+        seconds: duration of the measurement.
+        num_warm_up: batches before it.
+
+    Returns:
+        Images per second of all processes together.
     """
     for batch in islice(batches, num_warm_up):
-        _learn(train_step, batch)
-    num_images, began = 0, time.perf_counter()
+        _run_step(train_step, batch)
+    num_images, start_time = 0, time.perf_counter()
     for batch in batches:
-        _learn(train_step, batch)
+        _run_step(train_step, batch)
         num_images += len(batch)
-        if agreed(train_step.accelerator, time.perf_counter() - began > seconds):
+        if agreed(train_step.accelerator, time.perf_counter() - start_time > seconds):
             break
-    return num_images * train_step.accelerator.num_processes / (time.perf_counter() - began)
+    return num_images * train_step.accelerator.num_processes / (time.perf_counter() - start_time)
 
 
-def agreed(accelerator: Accelerator, is_enough: bool) -> bool:
-    """What the main process says: one that stopped by its own clock would leave the others waiting."""
+def agreed(accelerator: Accelerator, is_time_up: bool) -> bool:
+    """The main process's answer: a process that stopped by its own clock would leave the others waiting."""
     if accelerator.num_processes == 1:
-        return is_enough
-    return bool(broadcast(torch.tensor(float(is_enough), device=accelerator.device)))
+        return is_time_up
+    return bool(broadcast(torch.tensor(float(is_time_up), device=accelerator.device)))
 
 
-def _learn(train_step: TrainStep, batch: Batch) -> None:
+def _is_to_be_trained(teacher: Path, spec: ModelSpec) -> bool:
+    """Whether a teacher's folder is one of this run, where its result is written last, and not another run's."""
+    return teacher.parent == spec.folder.parent and read_result(teacher) is None
+
+
+def _run_step(train_step: TrainStep, batch: Batch) -> None:
     for _ in train_step.update(batch, train_step.optimizer.param_groups[0]["lr"]):
         pass
     if train_step.accelerator.device.type == "cuda":

@@ -1,7 +1,7 @@
-"""ClassIndex: one row per image, the rows of a class together, memory-mapped.
+"""ClassIndex: one entry per image, the entries of a class together, memory-mapped.
 
-The file is a plain NumPy array (``.npy``) of ``INDEX_DTYPE``, sorted by label and then by place. Any image of any
-class is one row away. Opening reads the labels once, piece by piece.
+The file is a plain NumPy array (``.npy``) of ``INDEX_DTYPE``, sorted by label, then by shard and offset. Any image of
+any class is one entry away. Opening reads the labels once, piece by piece.
 """
 
 import mmap
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cbd_fast.errors import InputError
-from cbd_fast.files import fsync_path
+from cbd_fast.files import atomic_file
 
 INDEX_DTYPE = np.dtype(
     [
@@ -24,56 +24,57 @@ INDEX_DTYPE = np.dtype(
         ("size", "<u4"),  # of the image's file, in bytes
         ("shard", "<u4"),  # number of the shard in the manifest
         ("label", "<u4"),
-        ("width", "<u4"),  # of the coded image, in pixels; 0 marks an image that was found to be bad
+        ("width", "<u4"),  # of the coded image, in pixels; 0 marks an image that turned out to be bad
         ("height", "<u4"),
         ("crc32", "<u4"),  # of the image's bytes
     ]
 )
 
-PIECE_ROWS = 1 << 20  # that are looked at together: 32 MB
+PIECE_ENTRIES = 1 << 20  # entries that are looked at together: 32 MB
 
 
 @dataclass(frozen=True)
 class ClassIndex:
-    """The images of a split, grouped by class.
+    """The images of a split, grouped by class. The index of an image is its position here.
 
     Attributes:
-        rows: ``(num_images,)`` of ``INDEX_DTYPE``, sorted by label. A mapped file: what is looked at here comes to
-            count as this process's memory, up to the whole of it; ``ShardReader.places`` reads rows and leaves nothing.
-        starts: ``(num_classes + 1,)`` int64; the rows of class c are ``starts[c]`` up to ``starts[c + 1]``.
+        entries: ``(num_images,)`` of ``INDEX_DTYPE``, sorted by label. A mapped file: what is looked at here comes to
+            count as this process's memory, up to the whole of it; ``ShardReader.entries`` reads some of them and
+            leaves nothing.
+        starts: ``(num_classes + 1,)`` int64; the indices of class c are ``starts[c]`` up to ``starts[c + 1]``.
     """
 
-    rows: np.ndarray
+    entries: np.ndarray
     starts: np.ndarray
 
     @classmethod
-    def from_rows(cls, rows: np.ndarray, num_classes: int) -> "ClassIndex":
-        """Groups rows that are already sorted by label."""
+    def from_entries(cls, entries: np.ndarray, num_classes: int) -> "ClassIndex":
+        """The index of entries that are already sorted by label."""
         labels = np.arange(num_classes + 1, dtype=np.int64)
         starts = np.zeros(num_classes + 1, np.int64)
-        for _, piece in _pieces(rows):
+        for _, piece in _pieces(entries):
             starts += np.searchsorted(piece["label"].astype(np.int64), labels)
-        return cls(rows, starts)
+        return cls(entries, starts)
 
     @classmethod
     def open(cls, path: Path, num_classes: int) -> "ClassIndex":
-        """Maps an index file into memory.
+        """An index file, mapped into memory.
 
         Raises:
             InputError: the file is missing or not an index.
         """
         try:
-            rows = np.load(path, mmap_mode="r", allow_pickle=False)
+            entries = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise InputError(f"{path}: not a readable index ({error}); make the shards again") from error
-        if rows.dtype != INDEX_DTYPE or rows.ndim != 1:
+        if entries.dtype != INDEX_DTYPE or entries.ndim != 1:
             raise InputError(
-                f"{path}: holds an array of {rows.dtype}, not of the index's columns; make the shards again"
+                f"{path}: holds an array of {entries.dtype}, not of the index's columns; make the shards again"
             )
-        return cls.from_rows(rows, num_classes)
+        return cls.from_entries(entries, num_classes)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.entries)
 
     @cached_property
     def counts(self) -> np.ndarray:
@@ -82,28 +83,29 @@ class ClassIndex:
 
     @property
     def quarantined(self) -> np.ndarray:
-        """``(n,)`` int64, rows of images that are marked as bad; it reads the whole index."""
-        found = [first + np.flatnonzero(piece["width"] == 0) for first, piece in _pieces(self.rows)]
-        return np.concatenate([np.empty(0, np.int64), *found])
+        """``(n,)`` int64, indices of images that are marked as bad; it reads the whole index."""
+        indices = [start + np.flatnonzero(piece["width"] == 0) for start, piece in _pieces(self.entries)]
+        return np.concatenate([np.empty(0, np.int64), *indices])
 
-    def labels(self, rows: ArrayLike) -> np.ndarray:
-        """int64 labels of rows, without a look at the file."""
-        return np.searchsorted(self.starts, rows, side="right") - 1
+    def labels(self, indices: ArrayLike) -> np.ndarray:
+        """int64 labels of images, without a look at the file."""
+        return np.searchsorted(self.starts, indices, side="right") - 1
 
-    def next_in_class(self, row: int) -> int:
-        """The row after ``row`` in its class; after the last one, the first."""
-        label = int(self.labels(row))
-        first, end = int(self.starts[label]), int(self.starts[label + 1])
-        return first if row + 1 == end else row + 1
+    def next_in_class(self, index: int) -> int:
+        """The index after ``index`` in its class; after the last one, the first."""
+        label = int(self.labels(index))
+        start, stop = int(self.starts[label]), int(self.starts[label + 1])
+        return start if index + 1 == stop else index + 1
 
 
 def write_index(path: Path, parts: Sequence[Path], num_classes: int) -> np.ndarray:
-    """Puts the rows of all shards together, sorted by label and then by place.
+    """Puts the entries of all shards together, sorted by label, then by shard and offset.
 
     Args:
         path: the index file.
-        parts: one ``.npy`` file of rows per shard, in the order of the shards; rows in the order of their offsets.
-        num_classes: labels are below it.
+        parts: one ``.npy`` file of entries per shard, in the order of the shards; entries in the order of their
+            offsets.
+        num_classes: number of classes; labels are below it.
 
     Returns:
         ``(num_classes,)`` int64, images per class.
@@ -112,22 +114,29 @@ def write_index(path: Path, parts: Sequence[Path], num_classes: int) -> np.ndarr
     for part in parts:
         counts += np.bincount(np.load(part, allow_pickle=False)["label"], minlength=num_classes)
     if not counts.sum():  # an empty file cannot be mapped
-        np.save(path, np.empty(0, INDEX_DTYPE), allow_pickle=False)
+        write_entries(path, np.empty(0, INDEX_DTYPE))
         return counts
-    index = np.lib.format.open_memmap(path, "w+", INDEX_DTYPE, (int(counts.sum()),))
-    with open(path, "r+b") as file:  # a disk that fills up is an error here; through the map it would end the process
-        os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
-    next_row = np.cumsum(counts) - counts
-    for part in parts:
-        rows = np.load(part, allow_pickle=False)
-        rows = rows[np.argsort(rows["label"], kind="stable")]
-        labels, firsts, numbers = np.unique(rows["label"], return_index=True, return_counts=True)
-        places = np.arange(len(rows)) + np.repeat(next_row[labels] - firsts, numbers)
-        index[places] = rows
-        next_row[labels] += numbers
-    index.flush()
-    fsync_path(path)
+    with atomic_file(path) as temporary:
+        index = np.lib.format.open_memmap(temporary, "w+", INDEX_DTYPE, (int(counts.sum()),))
+        # a disk that fills up is an error here; through the map it would end the process
+        with open(temporary, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        next_position = np.cumsum(counts) - counts
+        for part in parts:
+            entries = np.load(part, allow_pickle=False)
+            entries = entries[np.argsort(entries["label"], kind="stable")]
+            labels, starts, numbers = np.unique(entries["label"], return_index=True, return_counts=True)
+            positions = np.arange(len(entries)) + np.repeat(next_position[labels] - starts, numbers)
+            index[positions] = entries
+            next_position[labels] += numbers
+        index.flush()
     return counts
+
+
+def write_entries(path: Path, entries: np.ndarray) -> None:
+    """Writes ``(n,)`` of ``INDEX_DTYPE`` to a ``.npy`` file, whole or not at all."""
+    with atomic_file(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, entries, allow_pickle=False)
 
 
 def file_crc32(path: Path) -> int:
@@ -139,9 +148,9 @@ def file_crc32(path: Path) -> int:
     return crc
 
 
-def _pieces(rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Consecutive rows with the number of the first; never is more than a piece of a mapped file in memory."""
-    for first in range(0, len(rows), PIECE_ROWS):
-        yield first, rows[first : first + PIECE_ROWS]
-        if isinstance(rows, np.memmap) and isinstance(rows.base, mmap.mmap):
-            rows.base.madvise(mmap.MADV_DONTNEED)  # what was read would count as this process's; the system keeps it
+def _pieces(entries: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Consecutive entries with the index of the first; never is more than a piece of a mapped file in memory."""
+    for start in range(0, len(entries), PIECE_ENTRIES):
+        yield start, entries[start : start + PIECE_ENTRIES]
+        if isinstance(entries, np.memmap) and isinstance(entries.base, mmap.mmap):
+            entries.base.madvise(mmap.MADV_DONTNEED)  # what was read would count as this process's; the system keeps it

@@ -8,7 +8,7 @@ import numpy as np
 
 KINDS = ("exp", "step")
 
-# Of the field since Liu et al., "Large-Scale Long-Tailed Recognition in an Open World" (CVPR 2019).
+# The field's limits since Liu et al., "Large-Scale Long-Tailed Recognition in an Open World" (CVPR 2019).
 MANY_MORE_THAN, FEW_LESS_THAN = 100, 20
 
 
@@ -19,7 +19,7 @@ class LongTail:
     Attributes:
         imbalance: images of the largest class for one of the smallest, at least 1.
         kind: ``exp`` falls exponentially, ``step`` has two halves.
-        num_val_per_class: images of each class, of those left out of training, that become the split ``val``.
+        num_val_per_class: how many of the images of each class that are left out of training become the split ``val``.
     """
 
     imbalance: float
@@ -27,7 +27,12 @@ class LongTail:
     num_val_per_class: int = 0
 
     def counts(self, num_largest: int, num_classes: int) -> list[int]:
-        """Training images of every class."""
+        """Training images of every class.
+
+        Args:
+            num_largest: images of the largest class.
+            num_classes: number of classes.
+        """
         make_counts = exponential_counts if self.kind == "exp" else step_counts
         return make_counts(num_largest, num_classes, self.imbalance)
 

@@ -16,7 +16,7 @@ from cbd_fast.errors import InputError
 from cbd_fast.shards.index import INDEX_DTYPE, ClassIndex, file_crc32
 from cbd_fast.shards.manifest import Manifest, SplitRecord, read_manifest
 
-NUM_CHECKED = 64  # images looked for when opening
+NUM_CHECKED = 64  # images that opening looks for
 NUM_OTHER_FILES = 256  # that a process with loaders, libraries and sockets may have open besides the shards
 
 
@@ -27,12 +27,13 @@ class ShardReader:
     ``read`` may be called from any number of threads.
 
     Attributes:
-        folder: of the shards.
+        folder: the folder of the shards.
         split: name of the split.
-        manifest: the whole dataset's.
+        manifest: manifest of the whole dataset.
         record: the split's part of the manifest.
-        index: its images by class.
-        quarantined: ``(n,)`` int64, rows that tools/verify_shards.py has marked as bad.
+        paths: files of the split's shards, in the order of their numbers.
+        index: the split's images by class.
+        quarantined: ``(n,)`` int64, indices of images that cbd-fast verify has marked as bad.
     """
 
     def __init__(self, folder: str | Path, split: str) -> None:
@@ -56,7 +57,7 @@ class ShardReader:
         self._index_path = self.folder / self.record.index
         self.index = ClassIndex.open(self._index_path, self.num_classes)
         self._check_index()
-        self._first_row = self._index_path.stat().st_size - len(self.index) * INDEX_DTYPE.itemsize
+        self._entries_offset = self._index_path.stat().st_size - len(self.index) * INDEX_DTYPE.itemsize
         self.quarantined = self._find_quarantined()
         _allow_open_files(len(self.paths) + NUM_OTHER_FILES)
         self._files: dict[Path, io.FileIO] = {}
@@ -76,56 +77,67 @@ class ShardReader:
     def __len__(self) -> int:
         return len(self.index)
 
-    def places(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Rows of the index: ``(n,)`` of ``INDEX_DTYPE``.
+    def entries(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Entries of the index, ``(n,)`` of ``INDEX_DTYPE``.
 
-        Read one by one: of a map, each would bring 64 KB or more around it into this process's memory, to stay there.
+        They are read one by one: in a map, each would bring 64 KB or more around it into this process's memory, to
+        stay there.
+
+        Args:
+            indices: ``(n,)`` int, each from 0 to ``len(self) - 1``.
         """
         descriptor, num_bytes = self._descriptor(self._index_path), INDEX_DTYPE.itemsize
-        read = [os.pread(descriptor, num_bytes, self._first_row + int(row) * num_bytes) for row in rows]
+        read = [os.pread(descriptor, num_bytes, self._entries_offset + int(index) * num_bytes) for index in indices]
         return np.frombuffer(b"".join(read), INDEX_DTYPE)
 
-    def read(self, row: int) -> np.ndarray:
+    def read(self, index: int) -> np.ndarray:
         """The file of one image.
 
         Args:
-            row: number of the image in the index.
+            index: position of the image in the index.
 
         Returns:
-            ``(num_bytes,)`` uint8, the caller's own.
+            ``(num_bytes,)`` uint8, writable, a copy for the caller.
 
         Raises:
             OSError: the shard cannot be read, ends too early, or has other bytes there than were indexed.
         """
-        place = self.places([row])[0]
-        data = np.empty(int(place["size"]), np.uint8)
-        path = self.paths[int(place["shard"])]
+        entry = self.entries([index])[0]
+        data = np.empty(int(entry["size"]), np.uint8)
+        path = self.paths[int(entry["shard"])]
         # a positioned read, not a memory map: it leaves the interpreter's lock while it waits for a cold file
-        num_read = os.preadv(self._descriptor(path), [data.data], int(place["offset"]))
+        num_read = os.preadv(self._descriptor(path), [data.data], int(entry["offset"]))
         if num_read != len(data):
-            raise OSError(f"{path.name} ends at byte {int(place['offset']) + num_read}")
+            raise OSError(f"{path.name} ends at byte {int(entry['offset']) + num_read}")
         # damaged bytes can decode to wrong pixels without complaint, and crash some decoders
-        if zlib.crc32(data.data) != int(place["crc32"]):
+        if zlib.crc32(data.data) != int(entry["crc32"]):
             raise OSError("the bytes are not those that were indexed (crc32)")
         return data
 
-    def read_ahead(self, rows: Sequence[int]) -> None:
+    def read_ahead(self, indices: Sequence[int]) -> None:
         """Asks the system to fetch images that will be read soon; returns at once."""
-        for place in self.places(rows):
-            with suppress(OSError):  # reading will say what is wrong
-                descriptor = self._descriptor(self.paths[int(place["shard"])])
-                os.posix_fadvise(descriptor, int(place["offset"]), int(place["size"]), os.POSIX_FADV_WILLNEED)
+        self._advise(indices, os.POSIX_FADV_WILLNEED)
 
-    def name(self, row: int) -> str:
+    def forget(self, indices: Sequence[int]) -> None:
+        """Asks the system to drop images from its memory, as far as whole pages are theirs."""
+        self._advise(indices, os.POSIX_FADV_DONTNEED)
+
+    def _advise(self, indices: Sequence[int], advice: int) -> None:
+        for entry in self.entries(indices):
+            with suppress(OSError):  # reading will say what is wrong
+                descriptor = self._descriptor(self.paths[int(entry["shard"])])
+                os.posix_fadvise(descriptor, int(entry["offset"]), int(entry["size"]), advice)
+
+    def name(self, index: int) -> str:
         """Where an image is, for messages: ``shard:member``, the member's name read from its tar header."""
-        place = self.places([row])[0]
-        path = self.paths[int(place["shard"])]
+        entry = self.entries([index])[0]
+        path = self.paths[int(entry["shard"])]
         try:
             with open(path, "rb") as file:
-                file.seek(int(place["offset"]) - tarfile.BLOCKSIZE)
+                file.seek(int(entry["offset"]) - tarfile.BLOCKSIZE)
                 header = tarfile.TarInfo.frombuf(file.read(tarfile.BLOCKSIZE), "utf-8", "surrogateescape")
         except (OSError, tarfile.HeaderError):
-            return f"{path.name}: byte {int(place['offset'])}"
+            return f"{path.name}: byte {int(entry['offset'])}"
         return f"{path.name}:{header.name}"
 
     def close(self) -> None:
@@ -145,9 +157,9 @@ class ShardReader:
         for path, shard in zip(self.paths, self.record.shards, strict=True):
             if not path.is_file():
                 raise InputError(f"{path}: missing, but {self.folder}/dataset.json lists it; make the shards again")
-            if (found := path.stat().st_size) != shard.num_bytes:
+            if (num_bytes := path.stat().st_size) != shard.num_bytes:
                 raise InputError(
-                    f"{path}: {found} bytes, but dataset.json has {shard.num_bytes}; make the shards again"
+                    f"{path}: {num_bytes} bytes, but dataset.json has {shard.num_bytes}; make the shards again"
                 )
 
     def _check_index(self) -> None:
@@ -166,31 +178,31 @@ class ShardReader:
             raise InputError(f"{path}: not the index that dataset.json was written with; make the shards again")
 
     def _find_quarantined(self) -> np.ndarray:
-        found = self.index.quarantined if self.record.num_quarantined else np.empty(0, np.int64)
-        if len(found) != self.record.num_quarantined:
+        indices = self.index.quarantined if self.record.num_quarantined else np.empty(0, np.int64)
+        if len(indices) != self.record.num_quarantined:
             raise InputError(
-                f"{self.folder}: {len(found)} images of {self.split} are marked as bad, but dataset.json has "
-                f"{self.record.num_quarantined}; run tools/verify_shards.py --quarantine"
+                f"{self.folder}: {len(indices)} images of {self.split} are marked as bad, but dataset.json has "
+                f"{self.record.num_quarantined}; run cbd-fast verify --quarantine"
             )
-        return found
+        return indices
 
     def _check_images(self) -> None:
         """Reads a few images all over the index: single ones may be damaged, but not all of a tar."""
-        rows = sorted({len(self) * number // NUM_CHECKED for number in range(NUM_CHECKED)}) if len(self) else []
-        rows = [row for row in rows if row not in set(self.quarantined.tolist())]
-        by_shard: dict[int, list[OSError | None]] = {}
-        for row, place in zip(rows, self.places(rows), strict=True):
-            found = by_shard.setdefault(int(place["shard"]), [])
+        spread = sorted({len(self) * number // NUM_CHECKED for number in range(NUM_CHECKED)}) if len(self) else []
+        indices = [index for index in spread if index not in set(self.quarantined.tolist())]
+        errors_by_shard: dict[int, list[OSError | None]] = {}
+        for index, entry in zip(indices, self.entries(indices), strict=True):
+            errors = errors_by_shard.setdefault(int(entry["shard"]), [])
             try:
-                self.read(row)
-                found.append(None)
+                self.read(index)
+                errors.append(None)
             except OSError as error:
-                found.append(error)
-        for shard, found in by_shard.items():
-            if len(found) > 1 and all(found):
+                errors.append(error)
+        for shard, errors in errors_by_shard.items():
+            if len(errors) > 1 and all(errors):
                 raise InputError(
-                    f"{self.folder}: the tars of {self.split} do not go with its index, {len(found)} of {len(found)} "
-                    f"images that were looked for in {self.paths[shard].name} are not there ({found[0]}); make the "
+                    f"{self.folder}: the tars of {self.split} do not go with its index, {len(errors)} of {len(errors)} "
+                    f"images that were looked for in {self.paths[shard].name} are not there ({errors[0]}); make the "
                     "shards again"
                 )
 

@@ -12,34 +12,39 @@ from pathlib import Path
 import numpy as np
 
 from cbd_fast.errors import InputError, first_line
-from cbd_fast.files import file_sha256, fsync_path, write_atomically
-from cbd_fast.shards.index import ClassIndex, file_crc32
-from cbd_fast.shards.manifest import MANIFEST_NAME, Manifest, ShardRecord, SplitRecord, read_manifest
-from cbd_fast.shards.writing.index_in_place import IN_PLACE
+from cbd_fast.files import file_sha256, write_atomically
+from cbd_fast.shards.index import ClassIndex, file_crc32, write_entries
+from cbd_fast.shards.manifest import IN_PLACE, MANIFEST_NAME, Manifest, ShardRecord, SplitRecord, read_manifest
 
 LABEL_SUFFIX = ".cls"
 
 
 @dataclass(frozen=True, kw_only=True)
 class BadImage:
-    """An image that training cannot use; ``row`` of the split's index."""
+    """An image that training cannot use.
 
-    row: int
+    Attributes:
+        index: position of the image in the split's index.
+        name: where the image is, for messages.
+        reason: why it cannot be used.
+    """
+
+    index: int
     name: str
     reason: str
 
 
 @dataclass(kw_only=True)
 class SplitFindings:
-    """What was found in a split.
+    """What a verification of a split says.
 
     Attributes:
         record: the split's part of the manifest.
-        index: its images.
+        index: the split's images.
         problems: what is wrong with shards, beside their images.
         lasting_problems: what no quarantine repairs.
         bad: images that cannot be used; those that are quarantined already are not among them.
-        good: quarantined rows that can be used again, with width and height in pixels.
+        good: width and height in pixels of quarantined images that can be used again, by index.
         shards: the shards as they are, where they differ from the manifest, by number.
     """
 
@@ -64,11 +69,11 @@ def verify_split(
     """Checks one split.
 
     Args:
-        folder: of the shards.
-        manifest: its manifest.
+        folder: the folder of the shards.
+        manifest: manifest of the folder.
         split: name of the split.
-        is_full: whether to hash the shards, and read and decode every image; otherwise only sizes, counts and the
-            places and labels in the tars are compared.
+        is_full: whether to hash the shards, and read and decode every image; otherwise only sizes, counts,
+            and offsets and labels in the tars are compared.
         num_workers: threads.
         on_images: called from any thread with the number of images that were just checked.
 
@@ -83,20 +88,20 @@ def verify_split(
         )
     findings = SplitFindings(record=record, index=index)
     # in the order of the tars: reading runs forward through each
-    by_place = np.lexsort((index.rows["offset"], index.rows["shard"]))
-    limits = np.searchsorted(index.rows["shard"][by_place], np.arange(len(record.shards) + 1))
+    in_tar_order = np.lexsort((index.entries["offset"], index.entries["shard"]))
+    limits = np.searchsorted(index.entries["shard"][in_tar_order], np.arange(len(record.shards) + 1))
 
     def check(number: int) -> None:
-        rows = by_place[limits[number] : limits[number + 1]]
+        indices = in_tar_order[limits[number] : limits[number + 1]]
         is_foreign = manifest.recipe.source == IN_PLACE
-        _check_shard(folder, number, rows, findings, is_full=is_full, is_foreign=is_foreign)
-        on_images(len(rows))
+        _check_shard(folder, number, indices, findings, is_full=is_full, is_foreign=is_foreign)
+        on_images(len(indices))
 
     with ThreadPoolExecutor(num_workers) as pool:
         list(pool.map(check, range(len(record.shards))))
     findings.problems.sort()
     findings.lasting_problems.sort()
-    findings.bad.sort(key=lambda bad: bad.row)
+    findings.bad.sort(key=lambda bad: bad.index)
     return findings
 
 
@@ -106,8 +111,8 @@ def quarantine(folder: Path, findings: dict[str, SplitFindings]) -> Manifest:
     The new index gets another name before the manifest names it, so that whatever happens one of the two is whole.
 
     Args:
-        folder: of the shards.
-        findings: of a full verification of each split.
+        folder: the folder of the shards.
+        findings: what a full verification says of each split.
 
     Returns:
         The new manifest.
@@ -115,26 +120,25 @@ def quarantine(folder: Path, findings: dict[str, SplitFindings]) -> Manifest:
     manifest = read_manifest(folder)
     splits = dict(manifest.splits)
     old = []
-    for split, found in findings.items():
-        if not (found.bad or found.good or found.shards):
+    for split, split_findings in findings.items():
+        if not (split_findings.bad or split_findings.good or split_findings.shards):
             continue
-        rows = np.array(found.index.rows)
-        for bad in found.bad:
-            rows["width"][bad.row] = rows["height"][bad.row] = 0
-        for row, (width, height) in found.good.items():
-            rows["width"][row], rows["height"][row] = width, height
-        record = found.record
+        entries = np.array(split_findings.index.entries)
+        for bad in split_findings.bad:
+            entries["width"][bad.index] = entries["height"][bad.index] = 0
+        for index, (width, height) in split_findings.good.items():
+            entries["width"][index], entries["height"][index] = width, height
+        record = split_findings.record
         path = folder / _next_name(split, record.index)
-        np.save(path, rows, allow_pickle=False)
-        fsync_path(path)
+        write_entries(path, entries)
         old.append(folder / record.index)
         splits[split] = record.model_copy(
             update={
                 "index": path.name,
                 "index_crc32": file_crc32(path),
                 "made_crc32": record.index_crc32 if record.made_crc32 is None else record.made_crc32,
-                "num_quarantined": int((rows["width"] == 0).sum()),
-                "shards": [found.shards.get(number, shard) for number, shard in enumerate(record.shards)],
+                "num_quarantined": int((entries["width"] == 0).sum()),
+                "shards": [split_findings.shards.get(number, shard) for number, shard in enumerate(record.shards)],
             }
         )
     manifest = manifest.model_copy(update={"splits": splits})
@@ -145,13 +149,13 @@ def quarantine(folder: Path, findings: dict[str, SplitFindings]) -> Manifest:
 
 
 def _next_name(split: str, name: str) -> str:
-    """``train.index.npy``, ``train.index.1.npy``, ``train.index.2.npy``, ..."""
+    """The name after ``name`` of ``train.index.npy``, ``train.index.1.npy``, ``train.index.2.npy``, ..."""
     number = name.removeprefix(f"{split}.index.").removesuffix("npy").rstrip(".")
     return f"{split}.index.{int(number or 0) + 1}.npy"
 
 
 def _check_shard(
-    folder: Path, number: int, rows: np.ndarray, findings: SplitFindings, *, is_full: bool, is_foreign: bool
+    folder: Path, number: int, indices: np.ndarray, findings: SplitFindings, *, is_full: bool, is_foreign: bool
 ) -> None:
     record = findings.record.shards[number]
     path = folder / record.file
@@ -161,48 +165,47 @@ def _check_shard(
     except OSError as error:
         findings.lasting_problems.append(f"{path}: {error.strerror}; bring it back or make the shards again")
         return
-    if record.num_images != len(rows):
+    if record.num_images != len(indices):
         findings.lasting_problems.append(
-            f"{path}: {record.num_images} images in dataset.json, but {len(rows)} in the index"
+            f"{path}: {record.num_images} images in dataset.json, but {len(indices)} in the index"
         )
-    is_bad = findings.index.rows["width"][rows] == 0  # quarantined before
+    is_bad = findings.index.entries["width"][indices] == 0  # quarantined before
     if is_full:
-        is_bad[:] = [not _check_image(path, int(row), findings) for row in rows]
-    problems = list(_compare_places(path, findings.index.rows[rows[~is_bad]], is_foreign=is_foreign))
+        is_bad[:] = [not _check_image(path, int(index), findings) for index in indices]
+    problems = list(_compare_members(path, findings.index.entries[indices[~is_bad]], is_foreign=is_foreign))
     findings.lasting_problems += problems
     if (size, sha256) == (record.num_bytes, record.sha256):
         return
-    found, there = (f"{size:,} bytes", f"{record.num_bytes:,}")
+    is_now, was = f"{size:,} bytes", f"{record.num_bytes:,}"
     if size == record.num_bytes:
-        found, there = f"sha256 {sha256}", record.sha256
-    findings.problems.append(f"{path}: {found}, but dataset.json has {there}")
-    has_changed = is_bad.any() or not findings.good.keys().isdisjoint(rows.tolist())
+        is_now, was = f"sha256 {sha256}", record.sha256
+    findings.problems.append(f"{path}: {is_now}, but dataset.json has {was}")
+    has_changed = is_bad.any() or not findings.good.keys().isdisjoint(indices.tolist())
     if has_changed and not problems:  # bad images, or those that were repaired, are all that differs
         findings.shards[number] = record.model_copy(update={"num_bytes": size, "sha256": sha256})
 
 
-def _check_image(path: Path, row: int, findings: SplitFindings) -> bool:
+def _check_image(path: Path, index: int, findings: SplitFindings) -> bool:
     """Whether an image can be used."""
-    place = findings.index.rows[row]
-    was_quarantined = int(place["width"]) == 0
+    entry = findings.index.entries[index]
+    was_quarantined = int(entry["width"]) == 0
     try:
-        width, height = _decoded_size(path, int(place["offset"]), int(place["size"]), int(place["crc32"]))
-        if not was_quarantined and (width, height) != (int(place["width"]), int(place["height"])):
-            raise ValueError(f"{width} x {height} pixels, but the index has {place['width']} x {place['height']}")
+        width, height = _decoded_size(path, int(entry["offset"]), int(entry["size"]), int(entry["crc32"]))
+        if not was_quarantined and (width, height) != (int(entry["width"]), int(entry["height"])):
+            raise ValueError(f"{width} x {height} pixels, but the index has {entry['width']} x {entry['height']}")
     except (OSError, ValueError, RuntimeError) as error:
         if not was_quarantined:
-            name = f"{path.name}: byte {int(place['offset']):,}"
-            findings.bad.append(BadImage(row=row, name=name, reason=first_line(error)))
+            name = f"{path.name}: byte {int(entry['offset']):,}"
+            findings.bad.append(BadImage(index=index, name=name, reason=first_line(error)))
         return False
     if was_quarantined:
-        findings.good[row] = (width, height)
+        findings.good[index] = (width, height)
     return True
 
 
 def _decoded_size(path: Path, offset: int, size: int, crc32: int) -> tuple[int, int]:
-    from cbd_fast.shards.reference_decoder import (
-        decode_rgb,  # takes seconds to import, and only a full verification needs it
-    )
+    # takes seconds to import, and only a full verification needs it
+    from cbd_fast.shards.reference_decoder import decode_rgb
 
     with open(path, "rb", buffering=0) as file:
         data = bytearray(os.pread(file.fileno(), size, offset))
@@ -214,7 +217,7 @@ def _decoded_size(path: Path, offset: int, size: int, crc32: int) -> tuple[int, 
     return width, height
 
 
-def _compare_places(path: Path, rows: np.ndarray, *, is_foreign: bool) -> Iterator[str]:
+def _compare_members(path: Path, entries: np.ndarray, *, is_foreign: bool) -> Iterator[str]:
     """Problems of a tar whose members are not where the index has them, or, if it is ours, have another label."""
     members: dict[int, tarfile.TarInfo] = {}
     labels: dict[str, int] = {}
@@ -226,14 +229,13 @@ def _compare_places(path: Path, rows: np.ndarray, *, is_foreign: bool) -> Iterat
                 content = tar.extractfile(member)
                 assert content is not None  # regular files have content
                 labels[_key(member.name)] = int(content.read())
-    for place in rows:
-        offset, size, label = (int(place[column]) for column in ("offset", "size", "label"))
-        member_there = members.get(offset)
-        if member_there is None or member_there.size != size:
+    for entry in entries:
+        offset, size, label = (int(entry[column]) for column in ("offset", "size", "label"))
+        image = members.get(offset)
+        if image is None or image.size != size:
             yield f"{path}: no image of {size:,} bytes at byte {offset:,}, where the index has one"
-        elif not is_foreign and labels.get(_key(member_there.name)) != label:
-            found = labels.get(_key(member_there.name))
-            yield f"{path}: {member_there.name} has label {found}, but {label} in the index"
+        elif not is_foreign and (label_there := labels.get(_key(image.name))) != label:
+            yield f"{path}: {image.name} has label {label_there}, but {label} in the index"
 
 
 def _key(name: str) -> str:

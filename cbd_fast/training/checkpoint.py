@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from cbd_fast.errors import InputError
-from cbd_fast.files import atomic_folder, write_atomically
+from cbd_fast.errors import InputError, first_line
+from cbd_fast.files import atomic_file, atomic_folder, write_atomically
 
 MODEL_NAME, OPTIMIZER_NAME, STATE_NAME, RESULT_NAME = (
     "model.safetensors",
@@ -28,10 +28,10 @@ def save_checkpoint(
     """Writes ``folder/checkpoint-<step>`` and removes older ones.
 
     Args:
-        folder: of the model in the run.
+        folder: the model's folder in the run.
         step: how many steps are done.
-        model: not wrapped.
-        optimizer: of the model's parameters, in their order.
+        model: the model itself, not wrapped.
+        optimizer: holds the model's parameters, in their order.
         state: what else the run needs to go on, for JSON.
     """
     path = folder / f"checkpoint-{step:08d}"
@@ -48,14 +48,14 @@ def save_checkpoint(
 
 def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
     """Puts the last checkpoint into model and optimiser and returns its state; None if there is none."""
-    found = checkpoints(folder)
-    if not found:
+    whole = checkpoints(folder)
+    if not whole:
         return None
-    load_weights(found[-1] / MODEL_NAME, model)
-    momenta = _read_tensors(found[-1] / OPTIMIZER_NAME, "the momenta of this model")
+    load_weights(whole[-1] / MODEL_NAME, model)
+    momenta = _read_tensors(whole[-1] / OPTIMIZER_NAME, "the momenta of this model")
     parameters = dict(model.named_parameters())
     if momenta and momenta.keys() != parameters.keys():  # none before the first update, which fp16 may pass over
-        raise InputError(f"{found[-1] / OPTIMIZER_NAME}: not the momenta of this model; {_REMEDY}")
+        raise InputError(f"{whole[-1] / OPTIMIZER_NAME}: not the momenta of this model; {_REMEDY}")
     for name, momentum in momenta.items():
         # in the parameter's memory layout, or every later step would be slower
         buffer = torch.empty_like(parameters[name]).copy_(momentum)
@@ -70,8 +70,8 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def read_state(folder: Path) -> dict[str, Any] | None:
     """State of the last checkpoint, without its tensors; None if there is none."""
-    found = checkpoints(folder)
-    return _read_json(found[-1] / STATE_NAME) if found else None
+    whole = checkpoints(folder)
+    return _read_json(whole[-1] / STATE_NAME) if whole else None
 
 
 def save_finished(folder: Path, model: nn.Module, result: dict[str, Any]) -> None:
@@ -87,9 +87,8 @@ def save_finished(folder: Path, model: nn.Module, result: dict[str, Any]) -> Non
 
 def save_weights(path: Path, model: nn.Module) -> None:
     """Writes a model's weights, whole or not at all."""
-    temporary = path.with_name(path.name + ".partial")
-    save_file(_contiguous(model.state_dict()), temporary)
-    temporary.replace(path)
+    with atomic_file(path) as temporary:
+        save_file(_contiguous(model.state_dict()), temporary)
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
@@ -98,26 +97,31 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     return _read_json(path) if path.is_file() else None
 
 
-def load_weights(path: Path, model: nn.Module) -> None:
+def load_weights(path: Path, model: nn.Module, remedy: str = _REMEDY) -> None:
     """Puts the weights of a file into a model.
+
+    Args:
+        path: the file.
+        model: a model of the same architecture, not wrapped.
+        remedy: what a person can do where the file cannot be used.
 
     Raises:
         InputError: the file is missing, damaged, or of another model.
     """
-    tensors = _read_tensors(path, "the weights of this model")
+    tensors = _read_tensors(path, "the weights of this model", remedy)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise InputError(f"{path}: not the weights of this model ({str(error).splitlines()[0]})") from error
+        raise InputError(f"{path}: not the weights of this model ({first_line(error)}); {remedy}") from error
 
 
-def _read_tensors(path: Path, what: str) -> dict[str, Tensor]:
+def _read_tensors(path: Path, what: str, remedy: str = _REMEDY) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except OSError as error:
-        raise InputError(f"{path}: not {what} ({error}); {_REMEDY}") from error
+        raise InputError(f"{path}: not {what} ({error}); {remedy}") from error
     except Exception as error:  # safetensors has an exception of its own that is not public
-        raise InputError(f"{path}: damaged ({error}); {_REMEDY}") from error
+        raise InputError(f"{path}: damaged ({error}); {remedy}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

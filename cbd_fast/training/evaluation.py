@@ -1,86 +1,61 @@
 """Exact evaluation over a whole split, with any number of processes."""
 
-from dataclasses import asdict, dataclass
-
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from cbd_fast.loading.loader import Loader
-from cbd_fast.shards.long_tail import frequency_groups
+from cbd_fast.training.metrics import Predictions
 from cbd_fast.training.models import CosineModel
 
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """Accuracies in percent; None where no class is in the group or no image in the split.
-
-    ``per_class_mean`` and the groups are means over the accuracies of classes that have images in the split; the
-    groups are by images in training.
-    """
-
-    top1: float | None
-    top5: float | None
-    per_class_mean: float | None
-    many: float | None
-    medium: float | None
-    few: float | None
-
-    def to_dict(self) -> dict[str, float | None]:
-        """Name and value of each accuracy."""
-        return asdict(self)
+NUM_GUESSES = 5  # that are kept of each image
 
 
-def count_correct(model: CosineModel, loader: Loader, accelerator: Accelerator) -> np.ndarray:
+def predict_split(model: CosineModel, loader: Loader, accelerator: Accelerator) -> Predictions:
     """Runs a model in eval mode over every image of a sequential loader once.
 
     Args:
-        model: not wrapped, on the loader's device, alike on all processes; best in its ``optimized_for_inference``.
-        loader: with ``sampling="sequential"``; each process's own part.
+        model: not wrapped, on the loader's device, alike on all processes; fastest ``optimized_for_inference``.
+        loader: a loader with ``sampling="sequential"``, for this process's part.
         accelerator: joins the processes.
 
     Returns:
-        ``(3, num_classes)`` int64 on every process: images, correct first guesses, correct among the first five.
+        The guesses on all images, on every process.
     """
-    num_classes = loader.shards.num_classes
-    num_guesses = min(5, num_classes)
-    counts = torch.zeros((3, num_classes), dtype=torch.int64, device=loader.device)
+    num_guesses = min(NUM_GUESSES, loader.shards.num_classes)
+    # labels and guesses as one tensor of integers, so that the processes exchange two things, not one for each batch
+    integers: list[Tensor] = []
+    probabilities: list[Tensor] = []
     was_training = model.training
     model.eval()
     with torch.inference_mode():
         for batch in loader:
-            guesses = model(batch.images).logits.topk(num_guesses, dim=1).indices
-            hits = guesses == batch.labels[:, None]
-            found = torch.stack([torch.ones_like(batch.labels), hits[:, 0].long(), hits.any(dim=1).long()])
-            counts.index_add_(1, batch.labels, found)
+            logits = model(batch.images).logits
+            guesses = logits.topk(num_guesses, dim=1).indices
+            indices = batch.ids.to(loader.device, non_blocking=True)
+            integers.append(torch.cat([indices[:, None], batch.labels[:, None], guesses], dim=1))
+            probabilities.append(logits.softmax(dim=1).gather(1, guesses))
     model.train(was_training)
-    return accelerator.reduce(counts, "sum").cpu().numpy()
-
-
-def summarize(counts: np.ndarray, train_counts: np.ndarray) -> Evaluation:
-    """Accuracies from counts.
-
-    Args:
-        counts: ``(3, num_classes)``, as ``count_correct`` returns them.
-        train_counts: ``(num_classes,)`` training images, which say what many, medium and few are.
-    """
-    accuracies = per_class_accuracy(counts)
-    total = counts.sum(axis=1)
-    groups = {name: _mean(accuracies[mask]) for name, mask in frequency_groups(train_counts).items()}
-    return Evaluation(
-        top1=100 * float(total[1] / total[0]) if total[0] else None,
-        top5=100 * float(total[2] / total[0]) if total[0] else None,
-        per_class_mean=_mean(accuracies),
-        **groups,
+    empty = torch.empty((0, num_guesses), device=loader.device)
+    no_integers = torch.empty((0, 2 + num_guesses), dtype=torch.int64, device=loader.device)
+    whole = _of_all_processes(torch.cat([no_integers, *integers]), accelerator)
+    chances = _of_all_processes(torch.cat([empty, *probabilities]), accelerator)
+    order = np.argsort(whole[:, 0], kind="stable")
+    return Predictions(
+        indices=whole[order, 0],
+        labels=whole[order, 1],
+        guesses=whole[order, 2:],
+        probabilities=chances[order],
+        train_counts=loader.shards.train_counts,
     )
 
 
-def per_class_accuracy(counts: np.ndarray) -> np.ndarray:
-    """``(num_classes,)`` top-1 accuracy in percent; NaN for classes without images."""
-    with np.errstate(invalid="ignore"):
-        return 100 * counts[1] / counts[0]
-
-
-def _mean(accuracies: np.ndarray) -> float | None:
-    present = accuracies[~np.isnan(accuracies)]
-    return float(present.mean()) if len(present) else None
+def _of_all_processes(values: Tensor, accelerator: Accelerator) -> np.ndarray:
+    """``(n, ...)`` values of this process, whose n may differ, to those of all processes together."""
+    if accelerator.num_processes > 1:
+        count = torch.tensor([len(values)], device=values.device)
+        counts = accelerator.gather(count).tolist()
+        padded = accelerator.gather(accelerator.pad_across_processes(values))
+        values = torch.cat([part[:number] for part, number in zip(padded.split(max(counts)), counts, strict=True)])
+    return values.cpu().numpy()

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from cbd_fast.errors import RunError
-from cbd_fast.loading.loader import Batch, Loader
+from cbd_fast.loading.batch import Batch
+from cbd_fast.loading.loader import Loader
 from cbd_fast.loading.stats import LoaderStats
 from cbd_fast.system import used_memory_bytes
 from cbd_fast.training.context import RunContext
-from cbd_fast.training.evaluation import count_correct, summarize
+from cbd_fast.training.evaluation import predict_split
+from cbd_fast.training.metrics import evaluate, per_class_mean
 from cbd_fast.training.models import CosineModel
 from cbd_fast.training.optimized_model import inference_dtype, optimized_for_inference
 from cbd_fast.training.plan import ModelSpec
@@ -24,11 +26,11 @@ from cbd_fast.training.train_step import broadcast_buffers
 class Meter:
     """Adds up on the device what is logged; waits for the device only when a line is written."""
 
-    def __init__(self, context: RunContext, spec: ModelSpec, first: int) -> None:
-        self._around, self._job = context, spec
-        self._restart(first)
+    def __init__(self, context: RunContext, spec: ModelSpec, first_step: int) -> None:
+        self._context, self._spec = context, spec
+        self._restart(first_step)
         self._stats = LoaderStats()
-        context.dashboard.begin(spec.name, first)
+        context.dashboard.begin(spec.name, first_step)
 
     def waiting(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Passes batches on and measures how long each was waited for."""
@@ -50,7 +52,7 @@ class Meter:
 
     def log(self, step: int, learning_rate: float, loader: Loader) -> None:
         """Writes and shows the means since the last line."""
-        accelerator = self._around.accelerator
+        accelerator = self._context.accelerator
         totals = self.require_finite_losses(step)
         num_images, waited = totals.pop("images"), totals.pop("seconds_waited")
         means = {name: total / num_images for name, total in totals.items()}
@@ -58,7 +60,7 @@ class Meter:
         stats = loader.stats()
         seconds = time.perf_counter() - self._since
         record = {
-            "model": self._job.name,
+            "model": self._spec.name,
             "step": step,
             "train_top1": 100 * means.pop("correct"),
             **means,
@@ -69,8 +71,8 @@ class Meter:
             "memory_gigabytes": used_memory_bytes(accelerator.device) / 1e9,
             "bad_images": bad_images,
         }
-        self._around.run_dir.log(record)
-        self._around.dashboard.log(record)
+        self._context.run_dir.log(record)
+        self._context.dashboard.log(record)
         self._restart(step)
         self._stats = stats
 
@@ -84,21 +86,21 @@ class Meter:
             "images": torch.tensor(self._num_images),
             "seconds_waited": torch.tensor(self._seconds_waited),
         }
-        accelerator = self._around.accelerator
+        accelerator = self._context.accelerator
         local = torch.stack([value.to(accelerator.device, torch.float32) for value in sums.values()])
         totals = dict(zip(sums, accelerator.reduce(local, "sum").tolist(), strict=True))
         if not all(math.isfinite(total) for total in totals.values()):
             raise RunError(
-                f"{self._job.name}: the loss is not finite somewhere in steps {self._last_step + 1} to {step}; "
+                f"{self._spec.name}: the loss is not finite somewhere in steps {self._last_step + 1} to {step}; "
                 "lower optimization.base_learning_rate, or use mixed_precision=bf16 instead of fp16"
             )
         return totals
 
     def _bad_images_of_all(self, loader: Loader) -> int:
         """How many images turned out bad on any process; several may have met the same."""
-        accelerator = self._around.accelerator
-        rows = torch.tensor([-1, *loader.bad_images], device=accelerator.device)
-        everywhere = accelerator.gather(accelerator.pad_across_processes(rows, pad_index=-1))
+        accelerator = self._context.accelerator
+        indices = torch.tensor([-1, *loader.bad_images], device=accelerator.device)
+        everywhere = accelerator.gather(accelerator.pad_across_processes(indices, pad_index=-1))
         return len(everywhere.unique()) - 1
 
     def evaluate(self, model: CosineModel, step: int, best: Best | None = None) -> dict[str, Any]:
@@ -107,23 +109,26 @@ class Meter:
         Returns:
             Metrics and counts, which are also written and shown.
         """
-        began, accelerator = time.perf_counter(), self._around.accelerator
+        began, accelerator = time.perf_counter(), self._context.accelerator
         broadcast_buffers(model, accelerator)
-        loader = self._around.test_loader
+        loader = self._context.test_loader
         if best:
-            assert self._around.val_loader
-            loader = self._around.val_loader
-        form = optimized_for_inference(model, inference_dtype(self._around.config.mixed_precision, accelerator.device))
-        counts = count_correct(form, loader, accelerator)
-        evaluation = summarize(counts, loader.shards.train_counts)
-        record = {"model": self._job.name, "step": step, "split": loader.shards.split, **evaluation.to_dict()}
-        self._around.run_dir.log(record)
-        self._around.dashboard.evaluated(self._job.name, step, evaluation.to_dict(), loader.shards.split)
+            assert self._context.val_loader
+            loader = self._context.val_loader
+        settings = self._context.config
+        optimized = optimized_for_inference(model, inference_dtype(settings.mixed_precision, accelerator.device))
+        predictions = predict_split(optimized, loader, accelerator)
+        metrics = evaluate(predictions, settings.metrics)
+        split = loader.shards.split
+        self._context.run_dir.log({"model": self._spec.name, "step": step, "split": split, **metrics})
+        self._context.dashboard.evaluated(self._spec.name, step, metrics, split)
         if best:
-            assert evaluation.per_class_mean is not None
-            best.offer(step, evaluation.per_class_mean, model)
+            # not as a user may have registered it: what is selected must not depend on what is shown
+            selected_by = per_class_mean(predictions)
+            assert selected_by is not None
+            best.consider(step, selected_by, model)
         self._since += time.perf_counter() - began  # the rate is that of training
-        return {"metrics": evaluation.to_dict(), "counts": counts.tolist()}
+        return {"metrics": metrics, "counts": predictions.counts.tolist()}
 
     def _restart(self, step: int) -> None:
         self._sums: dict[str, Tensor] = {}

@@ -3,13 +3,15 @@
 After the official code of Class-Balanced Distillation (Iscen et al., BMVC 2021).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+
+from cbd_fast.registry import BACKBONES
 
 COSINE_SCALE = 20.0  # fixed, not learned
 
@@ -38,9 +40,9 @@ class CosineModel(nn.Module):
 
         Args:
             backbone: from ``(B, 3, H, W)`` to ``(B, feature_dim)``.
-            feature_dim: of the backbone.
-            num_classes: of the classifier.
-            projected_dim: of the projection, which a student has whose teachers' target is wider than its features.
+            feature_dim: width of the backbone's features.
+            num_classes: width of the classifier.
+            projected_dim: width of the projection, which a student has whose teachers' target is of another width.
         """
         super().__init__()
         self.backbone = backbone
@@ -94,7 +96,7 @@ def build_model(backbone: str, num_classes: int, target_dim: int | None = None) 
 
     Args:
         backbone: a name of ``BACKBONES``.
-        num_classes: of the classifier.
+        num_classes: width of the classifier.
         target_dim: width of the teachers' target; if it is not the backbone's, the model projects to it.
     """
     module, feature_dim = BACKBONES[backbone]()
@@ -176,13 +178,47 @@ def _torchvision_resnet(name: str) -> tuple[nn.Module, int]:
     return network, feature_dim
 
 
-def _resnet_builder(name: str) -> Callable[[], tuple[nn.Module, int]]:
-    return lambda: _torchvision_resnet(name)
+# A registered backbone is a function without arguments that returns a module with fresh weights, from (B, 3, H, W)
+# float32 images to (B, feature_dim) features, and feature_dim.
 
 
-# name -> fresh backbone and the width of its features
-BACKBONES: dict[str, Callable[[], tuple[nn.Module, int]]] = {
-    **{name: _resnet_builder(name) for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")},
-    "resnet32": lambda: (CifarResNet(num_blocks=5), 64),
-    "small_convnet": lambda: (SmallConvNet(), 128),
-}
+@BACKBONES.register("resnet18")
+def resnet18() -> tuple[nn.Module, int]:
+    """Torchvision's ResNet-18 (He et al., CVPR 2016), begun as in the official code; 512 features."""
+    return _torchvision_resnet("resnet18")
+
+
+@BACKBONES.register("resnet34")
+def resnet34() -> tuple[nn.Module, int]:
+    """Torchvision's ResNet-34, begun as in the official code; 512 features."""
+    return _torchvision_resnet("resnet34")
+
+
+@BACKBONES.register("resnet50")
+def resnet50() -> tuple[nn.Module, int]:
+    """Torchvision's ResNet-50, begun as in the official code; 2048 features."""
+    return _torchvision_resnet("resnet50")
+
+
+@BACKBONES.register("resnet101")
+def resnet101() -> tuple[nn.Module, int]:
+    """Torchvision's ResNet-101, begun as in the official code; 2048 features."""
+    return _torchvision_resnet("resnet101")
+
+
+@BACKBONES.register("resnet152")
+def resnet152() -> tuple[nn.Module, int]:
+    """Torchvision's ResNet-152, begun as in the official code; 2048 features."""
+    return _torchvision_resnet("resnet152")
+
+
+@BACKBONES.register("resnet32")
+def resnet32() -> tuple[nn.Module, int]:
+    """The ResNet-32 of He et al. for CIFAR; 64 features."""
+    return CifarResNet(num_blocks=5), 64
+
+
+@BACKBONES.register("small_convnet")
+def small_convnet() -> tuple[nn.Module, int]:
+    """Five convolutions for tiny images; 128 features."""
+    return SmallConvNet(), 128

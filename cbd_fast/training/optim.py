@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from cbd_fast.config.schema import Optimization
+from cbd_fast.config.sections import Optimization
 
 
 def make_optimizer(model: nn.Module, settings: Optimization) -> torch.optim.SGD:

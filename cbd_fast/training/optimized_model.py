@@ -1,12 +1,15 @@
-"""The form of a finished model that computes its features fastest: for teachers and for evaluation."""
+"""Models that only compute, as fast as they can: teachers, and what is evaluated."""
 
 import copy
+import warnings
 from collections.abc import Callable
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
+from cbd_fast.errors import first_line
 from cbd_fast.training.models import CosineModel, Teachers
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -25,24 +28,36 @@ def optimized_for_inference(model: CosineModel, dtype: torch.dtype = torch.float
 
     Args:
         model: not wrapped; it stays as it is.
-        dtype: of the copy's backbone and projection. Images, features, classifier and logits stay float32.
+        dtype: precision of the copy's backbone and projection. Images, features, classifier and logits stay float32.
 
     Returns:
         A model whose features differ from the original's by rounding: below 1e-4 in float32.
     """
-    form = copy.deepcopy(model).eval()
-    form.__dict__.pop("forward", None)  # Accelerate's, for mixed precision: the form has a precision of its own
-    form.backbone = nn.Sequential(Cast(dtype), fuse(form.backbone).to(dtype))
-    if form.projection is not None:
-        form.projection.to(dtype)
-    return form.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+    # without what Accelerate may have wrapped around forward for mixed precision: the copy has a precision of its own
+    optimized = extract_model_from_parallel(copy.deepcopy(model), keep_fp32_wrapper=False).eval()
+    optimized.backbone = nn.Sequential(Cast(dtype), _without_batch_norm(optimized.backbone).to(dtype))
+    if optimized.projection is not None:
+        optimized.projection.to(dtype)
+    return optimized.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+
+
+def _without_batch_norm(backbone: nn.Module) -> nn.Module:
+    """A backbone in eval mode with each batch-norm folded into the convolution before it, where it can be traced."""
+    try:
+        return fuse(backbone)
+    except Exception as error:  # of many kinds: a user's own code may do what cannot be traced
+        warnings.warn(
+            f"{type(backbone).__name__} cannot be traced ({first_line(error)}): its batch-norms are not folded",
+            stacklevel=2,
+        )
+        return backbone
 
 
 def optimized_teachers(teachers: Teachers, dtype: torch.dtype, is_compiled: bool) -> Teachers:
     """Copies of teachers that compute the same features in less time.
 
     Args:
-        teachers: on their device; they stay as they are.
+        teachers: finished models on their device; they stay as they are.
         dtype: see ``optimized_for_inference``.
         is_compiled: by torch.compile, with their weights as constants; takes seconds at the first batch.
     """
@@ -71,8 +86,8 @@ class SideStream:
         self._module = module
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def begin(self, images: Tensor) -> Callable[[], Tensor]:
-        """Begins; the function that it returns gives the result, in order with the caller's stream."""
+    def start(self, images: Tensor) -> Callable[[], Tensor]:
+        """Starts; the function that it returns gives the result, in order with the caller's stream."""
         if (stream := self._stream) is None:
             result = self._compute(images)
             return lambda: result

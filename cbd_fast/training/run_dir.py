@@ -3,28 +3,36 @@
 import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from cbd_fast.config.schema import Config
 from cbd_fast.errors import InputError
-from cbd_fast.files import write_atomically
+from cbd_fast.files import atomic_file, fsync_path, write_atomically
 from cbd_fast.loading.augment import Plan
 from cbd_fast.shards.long_tail import frequency_groups
-from cbd_fast.training.evaluation import per_class_accuracy
+from cbd_fast.training.metrics import per_class_accuracy
 
 CONFIG_NAME, METRICS_NAME = "config.yaml", "metrics.jsonl"
 SUMMARY_NAME, PER_CLASS_NAME = "summary.json", "per_class.csv"
 
 
 class RunDir:
-    """Writes a run's folder; on every process but the main one it writes nothing but that process's own files."""
+    """Writes a run's folder; on every process but the main one it writes nothing but that process's own files.
+
+    Attributes:
+        folder: the run's folder.
+        bad_images: reasons by the name of each image that this process could not use.
+    """
 
     def __init__(self, folder: Path, *, is_main: bool, rank: int = 0) -> None:
         self.folder, self._is_main, self._rank = folder, is_main, rank
-        self._bad_images: set[str] = set()
+        self.bad_images: dict[str, str] = {}
         self._listeners: list[Callable[[Mapping[str, Any]], None]] = []
 
     def start(self, config: Config) -> None:
@@ -55,24 +63,24 @@ class RunDir:
             for listener in self._listeners:
                 listener(record)
 
+    def sync(self) -> None:
+        """Returns when all that was logged has reached the disk, so that no checkpoint knows more than the log."""
+        path = self.folder / METRICS_NAME
+        if self._is_main and path.exists():
+            fsync_path(path)
+
     def bad_image(self, name: str, reason: str) -> None:
         """Appends an image that cannot be used to this process's list, once."""
-        if name in self._bad_images:
+        if name in self.bad_images:
             return
-        self._bad_images.add(name)
+        self.bad_images[name] = reason
         with open(self.folder / f"bad_images.rank-{self._rank}.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps({"image": name, "reason": reason}) + "\n")
 
     def log_batch(self, model: str, step: int, plan: Plan) -> None:
         """Appends what this process read in a step, for checking one run against another."""
         with open(self.folder / f"batches.rank-{self._rank}.jsonl", "a", encoding="utf-8") as file:
-            batch = {
-                "positions": plan.positions.tolist(),
-                "ids": plan.rows.tolist(),
-                "boxes": plan.boxes.tolist(),
-                "flips": plan.flips.tolist(),
-                "colors": plan.colors.tolist(),
-            }
+            batch = {field.name: getattr(plan, field.name).tolist() for field in fields(plan)}
             file.write(json.dumps({"model": model, "step": step, **batch}) + "\n")
 
     def summarize(self, summary: Mapping[str, Any]) -> None:
@@ -88,14 +96,16 @@ class RunDir:
         Args:
             classes: names.
             train_counts: training images of each.
-            counts: for each model ``(3, num_classes)``, as ``count_correct`` returns them.
+            counts: ``(3, num_classes)`` of each model, as ``Predictions.counts`` has them.
         """
         if not self._is_main:
             return
         groups = frequency_groups(np.array(train_counts))
         accuracies = {model: per_class_accuracy(counted) for model, counted in counts.items()}
-        temporary = self.folder / (PER_CLASS_NAME + ".partial")
-        with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        with (
+            atomic_file(self.folder / PER_CLASS_NAME) as temporary,
+            open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+        ):
             writer = csv.writer(file)
             writer.writerow(["label", "class", "train_images", "group", "test_images", *accuracies])
             for label, name in enumerate(classes):
@@ -103,7 +113,24 @@ class RunDir:
                 num_test = next((int(counted[0, label]) for counted in counts.values()), 0)
                 row = ["" if np.isnan(values[label]) else f"{values[label]:.2f}" for values in accuracies.values()]
                 writer.writerow([label, name, train_counts[label], group, num_test, *row])
-        temporary.replace(self.folder / PER_CLASS_NAME)
+
+
+def is_old_run(path: Path) -> bool:
+    """Whether a ``config.yaml`` is of version 0.1, whose settings had other names."""
+    with suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
+        settings = yaml.safe_load(path.read_text())
+        return isinstance(settings, dict) and "select" in settings and "checkpoint_selection" not in settings
+    return False
+
+
+class NullRunDir(RunDir):
+    """The folder of a run that writes nothing; its bad images are remembered all the same."""
+
+    def __init__(self) -> None:
+        super().__init__(Path(), is_main=False)
+
+    def bad_image(self, name: str, reason: str) -> None:
+        self.bad_images[name] = reason
 
 
 def _is_after(line: str, model: str, step: int) -> bool:

@@ -31,14 +31,19 @@ def selection_interval(config: Config, shards: ShardReader) -> int | None:
 class Best:
     """The best weights so far, in a file of their own until the model is finished."""
 
-    def __init__(self, folder: Path, *, is_main: bool, found: dict[str, Any] | None = None) -> None:
-        """Goes on from what ``state`` was when the checkpoint was written from which the run goes on.
+    def __init__(self, folder: Path, *, is_main: bool, state: dict[str, Any] | None = None) -> None:
+        """Removes files of other weights than those that are known.
+
+        Args:
+            folder: the model's folder in the run.
+            is_main: whether this process writes.
+            state: what ``state`` was at the checkpoint from which the run goes on.
 
         Raises:
             InputError: the file of these weights is missing.
         """
         self._folder, self._is_main = folder, is_main
-        self.state = found or {"step": 0, "per_class_mean": -1.0}
+        self.state = state or {"step": 0, "per_class_mean": -1.0}
         if self.state["step"] and not self._path(self.state["step"]).is_file():
             raise InputError(
                 f"{self._path(self.state['step'])}: missing, the best weights that the checkpoint beside it knows; "
@@ -47,7 +52,7 @@ class Best:
         self._at_checkpoint = self.state["step"]
         self._remove_others()
 
-    def offer(self, step: int, per_class_mean: float, model: nn.Module) -> None:
+    def consider(self, step: int, per_class_mean: float, model: nn.Module) -> None:
         """Keeps a model's weights if they are better than all before; ``per_class_mean`` is alike on all processes."""
         if per_class_mean <= self.state["per_class_mean"]:
             return

@@ -1,4 +1,4 @@
-"""One step of learning: what both stages, the rehearsal and the benchmarks repeat."""
+"""One step of training: what both stages, the preflight and the benchmarks repeat."""
 
 import warnings
 from collections.abc import Iterator
@@ -11,11 +11,12 @@ from accelerate.utils import broadcast
 from torch import Tensor
 
 from cbd_fast.config.schema import Config
-from cbd_fast.loading.loader import Batch
+from cbd_fast.loading.batch import Batch
+from cbd_fast.training.losses import Objective
 from cbd_fast.training.models import CosineModel, Output
 from cbd_fast.training.optim import make_optimizer
 from cbd_fast.training.optimized_model import SideStream, inference_dtype, optimized_teachers
-from cbd_fast.training.plan import Losses, ModelSetup
+from cbd_fast.training.plan import ModelSetup
 
 # steps after which compiling, which takes time first, is won back on two cores: see benchmarks/train_step.py
 MIN_STEPS_FOR_TEACHERS, MIN_STEPS_FOR_MODEL = 500, 2000
@@ -27,13 +28,13 @@ class TrainStep:
     """A model on its device, and what it learns with.
 
     Attributes:
-        accelerator: of the run.
+        accelerator: joins the processes of the run.
         unwrapped_model: the model itself, which is evaluated and saved.
         model: the same as Accelerate has prepared it.
-        optimizer: likewise.
-        teachers: in their best form; None without any.
-        losses: of the stage.
-        layout: of images and weights in memory.
+        optimizer: the optimiser as prepared by Accelerate.
+        teachers: finished models, optimised for inference; None without any.
+        objective: the losses that are lowered.
+        layout: memory format of images and weights.
     """
 
     accelerator: Accelerator
@@ -41,37 +42,45 @@ class TrainStep:
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
     teachers: SideStream | None
-    losses: Losses
+    objective: Objective
     layout: torch.memory_format
 
-    def update(self, batch: Batch, learning_rate: float) -> Iterator[tuple[dict[str, Tensor], Output, Tensor]]:
+    def update(
+        self, batch: Batch, learning_rate: float, progress: float = 0.0
+    ) -> Iterator[tuple[dict[str, Tensor], Output, Tensor]]:
         """Updates the weights once, with this process's part of a batch, which it takes in as many parts as is set.
 
+        Args:
+            batch: this process's images.
+            learning_rate: learning rate of this update.
+            progress: how far training is, 0 to 1.
+
         Yields:
-            Of each part the losses, what the model made of the images, and their labels.
+            For each part the losses, what the model made of the images, and their labels.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         num_parts = self.accelerator.gradient_accumulation_steps
         images = batch.images.contiguous(memory_format=self.layout)
         for part, labels in zip(images.chunk(num_parts), batch.labels.chunk(num_parts), strict=True):
-            yield *self.learn(part, labels), labels
+            yield *self.learn(part, labels, progress), labels
 
-    def learn(self, images: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], Output]:
+    def learn(self, images: Tensor, labels: Tensor, progress: float = 0.0) -> tuple[dict[str, Tensor], Output]:
         """Learns from a batch, or a part of one, after whose last part Accelerate updates the weights.
 
         Args:
             images: ``(B, 3, H, W)`` on the model's device.
-            labels: ``(B,)`` int64, likewise.
+            labels: ``(B,)`` int64 on the model's device.
+            progress: how far training is, 0 to 1.
 
         Returns:
             The losses, and what the model made of the images; only fp16's loss scale waits for the device here.
         """
         with self.accelerator.accumulate(self.model):
-            target = self.teachers.begin(images) if self.teachers else None
+            target = self.teachers.start(images) if self.teachers else None
             with self.accelerator.autocast():
                 output = self.model(images)
-            losses = self.losses(output, labels, target() if target else None)
+            losses = self.objective(output, labels, target() if target else None, progress)
             self.accelerator.backward(losses["loss"])
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -83,19 +92,19 @@ class TrainStep:
         torch._dynamo.reset()
 
 
-def make_train_step(stage: ModelSetup, config: Config, accelerator: Accelerator) -> TrainStep:
-    """Puts a stage's model and teachers on the device, in the form in which they train fastest."""
+def make_train_step(setup: ModelSetup, config: Config, accelerator: Accelerator) -> TrainStep:
+    """Puts a model and its teachers on the device, in the form in which they train fastest."""
     device, runtime = accelerator.device, config.runtime
     if accelerator.scaler is not None:  # fp16; each model's loss scale is its own
         accelerator.scaler = torch.amp.GradScaler(device.type)
     layout = torch.channels_last if runtime.channels_last else torch.contiguous_format
-    unwrapped = stage.model.to(device).to(memory_format=layout)
-    compiles_model, compiles_teachers = what_is_compiled(config, device, stage.spec.num_steps)
+    unwrapped = setup.model.to(device).to(memory_format=layout)
+    compiles_model, compiles_teachers = what_is_compiled(config, device, setup.spec.num_steps)
     torch._dynamo.config.suppress_errors = runtime.compile is None  # what nobody asked for must not end a run
     teachers = None
-    if stage.teachers:
+    if setup.teachers:
         precision = config.mixed_precision if runtime.teacher_precision == "auto" else runtime.teacher_precision
-        best = optimized_teachers(stage.teachers.to(device), inference_dtype(precision, device), compiles_teachers)
+        best = optimized_teachers(setup.teachers.to(device), inference_dtype(precision, device), compiles_teachers)
         teachers = SideStream(best, device)
     model, optimizer = accelerator.prepare(unwrapped, make_optimizer(unwrapped, config.optimization))
     if compiles_model:
@@ -106,7 +115,7 @@ def make_train_step(stage: ModelSetup, config: Config, accelerator: Accelerator)
         model=model,
         optimizer=optimizer,
         teachers=teachers,
-        losses=stage.losses,
+        objective=setup.objective.to(device),
         layout=layout,
     )
 

@@ -1,1 +1,1 @@
-"""What a person sees; it only looks."""
+"""What a person sees: the console, progress bars, the dashboard of a run. No other room is imported here."""

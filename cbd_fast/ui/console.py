@@ -1,4 +1,4 @@
-"""What draws on a terminal, and only there: the console, and progress bars with the rate."""
+"""The console and its progress bars, which are drawn on a terminal only."""
 
 import sys
 import time
@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cbd_fast.processes import env_local_rank
 
-MIN_SECONDS = 0.5  # before which a rate says nothing
+MIN_SECONDS = 0.5  # a rate over less time says nothing
 
 
 def make_console() -> Console:
@@ -19,20 +19,23 @@ def make_console() -> Console:
 
 
 class Rate:
-    """Things per second since it was made."""
+    """Items per second since this object was made.
+
+    Args:
+        num_before: items that were done earlier, which do not count.
+    """
 
     def __init__(self, num_before: int = 0) -> None:
-        """``num_before`` were done before."""
-        self._num_before, self._began = num_before, time.monotonic()
+        self._num_before, self._start_time = num_before, time.monotonic()
 
     def describe(self, num_done: int) -> str:
-        """``1,234/s``, or nothing while it is too early."""
-        seconds = time.monotonic() - self._began
+        """The rate as ``1,234/s``, or an empty text in the first half second."""
+        seconds = time.monotonic() - self._start_time
         return f"{(num_done - self._num_before) / seconds:,.0f}/s" if seconds > MIN_SECONDS else ""
 
 
 def make_bars(console: Console) -> Progress:
-    """Bars of tasks that have a field ``rate``; to be used in a ``with`` statement."""
+    """Progress bars, to be used in a ``with`` statement; every task needs a field ``rate``."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -44,10 +47,20 @@ def make_bars(console: Console) -> Progress:
 
 
 @contextmanager
-def bar_of(description: str, instead: Callable[[int, int], None] | None = None) -> Iterator[Callable[[int, int], None]]:
-    """Yields a function to be told how many of how many are done: ``instead``, if given, or one that draws a bar."""
-    if instead is not None:
-        yield instead
+def bar_of(
+    description: str, on_progress: Callable[[int, int], None] | None = None
+) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar while the block runs.
+
+    Args:
+        description: words before the bar.
+        on_progress: a function to be used in place of a bar.
+
+    Yields:
+        A function of the number of items done and their total number.
+    """
+    if on_progress is not None:
+        yield on_progress
         return
     is_first = env_local_rank() == 0  # of a launcher's processes on this machine only one draws
     with make_bars(make_console() if is_first else Console(quiet=True)) as bars:

@@ -2,11 +2,7 @@ import json
 import subprocess
 import sys
 
-import pytest
-
 from tests.helpers import REPOSITORY
-
-pytestmark = pytest.mark.end_to_end
 
 
 def benchmark(*arguments) -> subprocess.CompletedProcess:

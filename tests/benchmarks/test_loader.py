@@ -31,7 +31,7 @@ def test_data_of_the_wanted_shape_and_all_loaders_on_it(image_folder, tmp_path):
     done = run("loader", "--images", data / "images/train", "--shards", data / "shards", *options, "--out", out)
     assert done.returncode == 0, done.stderr
     rows = {row["contestant"]: row for row in json.loads(out.read_text())["rows"]}
-    ours = ("cbd_fast torch, shards", "cbd_fast torch, shards, 20% resident")
+    ours = ("cbd_fast torch, shards", "cbd_fast torch, shards, 20% cached")
     assert list(rows) == ["torchvision decode_jpeg", "webdataset, shards", *ours]
     assert all(row["images/s"] > 0 and row["MB of memory"] > 50 for row in rows.values())
     for name in ours:  # a third each, within a draw or two of a short run

@@ -6,8 +6,6 @@ import pytest
 
 from tests.helpers import REPOSITORY
 
-pytestmark = pytest.mark.end_to_end
-
 
 def benchmark(*arguments) -> subprocess.CompletedProcess:
     command = [sys.executable, "benchmarks/train_step.py", *map(str, arguments)]

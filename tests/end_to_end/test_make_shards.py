@@ -17,8 +17,6 @@ from cbd_fast import Loader
 from cbd_fast.shards.manifest import read_manifest
 from tests.helpers import REPOSITORY, check_by_stock_readers, make_shards, run, write
 
-pytestmark = pytest.mark.end_to_end
-
 
 def test_folder(image_folder, tmp_path):
     out = tmp_path / "shards"

@@ -13,10 +13,7 @@ import pytest
 import webdataset
 from PIL import Image
 
-from tests.conftest import encoded
-from tests.helpers import check_by_stock_readers, make_shards, run, write
-
-pytestmark = pytest.mark.end_to_end
+from tests.helpers import check_by_stock_readers, encoded, make_shards, run, write
 
 
 def png(width: int, height: int) -> bytes:

@@ -18,10 +18,7 @@ import psutil
 import pytest
 
 from cbd_fast.files import PARTIAL_SUFFIX
-from tests.conftest import cut, encoded
-from tests.helpers import REPOSITORY, command_of, make_shards, write
-
-pytestmark = pytest.mark.end_to_end
+from tests.helpers import REPOSITORY, command_of, cut, encoded, make_shards, write
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,8 @@
 """verify_shards as users type it."""
 
 import numpy as np
-import pytest
 
 from tests.helpers import make_shards, run
-
-pytestmark = pytest.mark.end_to_end
 
 
 def test_verify_and_quarantine(image_folder, tmp_path):

@@ -6,34 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from cbd_fast.loading.augment import (
-    LUMA,
-    Augmentation,
-    center_boxes,
-    hue_matrices,
-    identity_colors,
-    input_colors,
-    jitter_colors,
-    make_plan,
-    padded_boxes,
-    random_resized_boxes,
-)
+from cbd_fast.loading.augment import Augmentation, center_boxes, padded_boxes, random_resized_boxes
+from cbd_fast.loading.colors import LUMA, hue_matrices, identity_colors, input_colors, jitter_colors
+from tests.helpers import plan_of
 
 MANY = 4000
-
-
-def plan_of(augmentation=None, sizes=((100, 80),) * 8, positions=None, seed=0, step=0, image_size=32):
-    sizes = np.array(sizes)
-    positions = np.arange(len(sizes)) if positions is None else positions
-    return make_plan(
-        augmentation or Augmentation(color_jitter=1.0),
-        rows=np.arange(len(sizes)),
-        sizes=sizes,
-        image_size=image_size,
-        seed=seed,
-        step=step,
-        positions=positions,
-    )
 
 
 def apply(matrices, colors):
@@ -43,7 +20,7 @@ def apply(matrices, colors):
 
 def fixed(**values):
     """``(1, 7)`` random numbers of jitter_colors for the given factors at strength 1; the others change nothing."""
-    wanted = {
+    values_of_all = {
         "brightness": 1.0,
         "contrast": 1.0,
         "saturation": 1.0,
@@ -52,9 +29,19 @@ def fixed(**values):
         "jitter": 0.0,
         "grey": 1.0,
     }
-    wanted |= values
-    factors = [(wanted[name] - 0.2) / 1.6 for name in ("brightness", "contrast", "saturation")]
-    return np.array([[*factors, (wanted["turn"] / 0.2 + 1) / 2, wanted["order"], wanted["jitter"], wanted["grey"]]])
+    values_of_all |= values
+    factors = [(values_of_all[name] - 0.2) / 1.6 for name in ("brightness", "contrast", "saturation")]
+    return np.array(
+        [
+            [
+                *factors,
+                (values_of_all["turn"] / 0.2 + 1) / 2,
+                values_of_all["order"],
+                values_of_all["jitter"],
+                values_of_all["grey"],
+            ]
+        ]
+    )
 
 
 @given(st.integers(0, 2**62), st.integers(0, 10**6), st.integers(1, 7))

@@ -8,7 +8,7 @@ from cbd_fast.shards.reader import ShardReader
 
 @pytest.fixture
 def shards(photo_shards):
-    """Classes of 12, 5 and 2 images: rows 0 to 11, 12 to 16, 17 and 18."""
+    """Classes of 12, 5 and 2 images: indices 0 to 11, 12 to 16, 17 and 18."""
     return ShardReader(photo_shards, "train")
 
 
@@ -19,12 +19,12 @@ def test_the_next_of_the_class_comes_instead(shards):
     assert bad.are_in(np.array([0, 1, 16])).tolist() == [True, False, True]
 
 
-def test_each_is_told_of_once(shards):
-    told = []
-    bad = BadImages(shards, 1.0, lambda place, reason: told.append((place, reason)))
+def test_each_is_reported_once(shards):
+    reported = []
+    bad = BadImages(shards, 1.0, lambda name, reason: reported.append((name, reason)))
     bad.remember({3: "cut off"})
     bad.remember({3: "cut off", 4: "empty"})
-    assert told == [(shards.name(3), "cut off"), (shards.name(4), "empty")]
+    assert reported == [(shards.name(3), "cut off"), (shards.name(4), "empty")]
 
 
 def test_one_alone_is_never_too_many(shards):

@@ -84,9 +84,9 @@ def test_all_permutations_are_equally_likely(length):
 
 
 def test_neighbours_go_their_own_ways():
-    # where 0 and 1 of a permutation of 20 go: all 380 pairs of places equally often
-    places = permute(np.arange(2), 20, np.arange(76_000)[:, None])
-    counts = np.bincount(places[:, 0] * 20 + places[:, 1], minlength=400).reshape(20, 20)
+    # where 0 and 1 of a permutation of 20 go: all 380 pairs of positions equally often
+    positions = permute(np.arange(2), 20, np.arange(76_000)[:, None])
+    counts = np.bincount(positions[:, 0] * 20 + positions[:, 1], minlength=400).reshape(20, 20)
     assert counts.diagonal().sum() == 0
     off_diagonal = counts[~np.eye(20, dtype=bool)]
     assert ((off_diagonal - 200) ** 2 / 200).sum() < 475  # 379 degrees of freedom, exceeded once in 2000

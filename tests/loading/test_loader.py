@@ -1,7 +1,7 @@
-import shutil
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,9 +10,8 @@ import torch
 from cbd_fast import Augmentation, Loader
 from cbd_fast.errors import InputError, RunError
 from cbd_fast.loading import batch_decoder
-from cbd_fast.shards.reader import ShardReader
-
-OPTIONS = {"batch_size": 6, "image_size": 32, "device": "cpu", "num_threads": 2}
+from cbd_fast.registry import SAMPLING
+from tests.helpers import OPTIONS, same, with_bad_images
 
 
 @pytest.fixture
@@ -29,15 +28,6 @@ def make(photo_shards):
         loader.close()
 
 
-def same(first, second):
-    return (
-        torch.equal(first.images, second.images)
-        and torch.equal(first.labels, second.labels)
-        and torch.equal(first.ids, second.ids)
-        and first.step == second.step
-    )
-
-
 def test_a_batch(make):
     loader = make(sampling="class_balanced")
     batch = loader.batch(0)
@@ -46,11 +36,11 @@ def test_a_batch(make):
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
     assert batch.labels.bincount(minlength=3).tolist() == [2, 2, 2]
     assert (batch.labels.dtype, batch.ids.dtype) == (torch.int64, torch.int64)
-    assert batch.labels.tolist() == loader.shards.index.rows["label"][batch.ids.numpy()].tolist()
+    assert batch.labels.tolist() == loader.shards.index.entries["label"][batch.ids.numpy()].tolist()
 
 
 @pytest.mark.parametrize("decoder", ["torch", "dali"])
-@pytest.mark.parametrize("sampling", ["instance", "class_balanced", "square_root", "progressive"])
+@pytest.mark.parametrize("sampling", SAMPLING)
 def test_any_step_can_be_the_first(make, sampling, decoder):
     options = {"sampling": sampling, "decoder": decoder, "total_steps": 20}
     whole = list(make(**options).steps(0, 8))
@@ -91,7 +81,7 @@ def test_sequential_is_exact_with_any_number_of_processes(make, world_size):
         loader = make(sampling="sequential", batch_size=8, rank=rank, world_size=world_size)
         assert len(loader) == 3
         for _ in range(2):  # every pass is the same
-            ids = [row for batch in loader for row in batch.ids.tolist()]
+            ids = [index for batch in loader for index in batch.ids.tolist()]
         seen += ids
     assert sorted(seen) == list(range(19))
 
@@ -99,7 +89,7 @@ def test_sequential_is_exact_with_any_number_of_processes(make, world_size):
 def test_test_images_are_centre_crops(make):
     loader = make(split="test", sampling="sequential")
     plan = loader.plan(0)
-    sizes = loader.shards.index.rows[plan.rows][["height", "width"]].tolist()
+    sizes = loader.shards.index.entries[plan.indices][["height", "width"]].tolist()
     assert plan.boxes[:, 2].tolist() == [round(min(size) * 224 / 256) for size in sizes]
     assert not plan.flips.any()
 
@@ -112,60 +102,47 @@ def test_a_bare_loop_that_stops_early_leaves_no_threads(photo_shards):
     assert threading.active_count() == before
 
 
-def with_bad_images(photo_shards, folder, num_bad, split="train", label=0):
-    """A copy in which the first images of a class are overwritten; returns it and their rows."""
-    copy = shutil.copytree(photo_shards, folder / "copy")
-    shards = ShardReader(copy, split)
-    rows = list(range(int(shards.index.starts[label]), int(shards.index.starts[label]) + num_bad))
-    for row in rows:
-        place = shards.index.rows[row]
-        with open(shards.paths[int(place["shard"])], "r+b") as file:
-            file.seek(int(place["offset"]))
-            file.write(b"\0" * int(place["size"]))
-    return copy, rows
-
-
 @pytest.mark.parametrize("decoder", ["torch", "dali"])
 def test_a_bad_image_is_replaced_by_the_next_of_its_class(make, photo_shards, tmp_path, decoder):
     copy, bad = with_bad_images(photo_shards, tmp_path, 2)
-    told = []
+    reported = []
     damaged = make(
         copy,
         sampling="class_balanced",
         decoder=decoder,
         max_bad_fraction=0.2,
-        on_bad_image=lambda name, reason: told.append((name, reason)),
+        on_bad_image=lambda name, reason: reported.append((name, reason)),
     )
     whole = make(sampling="class_balanced", decoder=decoder)
     first = list(damaged.steps(0, 12))
     for batch, expected in zip(first, whole.steps(0, 12), strict=True):
         assert batch.labels.tolist() == expected.labels.tolist()
-        wanted = [2 if row in bad else row for row in expected.ids.tolist()]
-        assert batch.ids.tolist() == wanted
+        expected_ids = [2 if index in bad else index for index in expected.ids.tolist()]
+        assert batch.ids.tolist() == expected_ids
         kept = ~np.isin(expected.ids.numpy(), bad)
         assert torch.equal(batch.images[kept], expected.images[kept])
     assert sorted(damaged.bad_images) == bad
-    assert sorted(name for name, _ in told) == sorted(damaged.shards.name(row) for row in bad)
-    assert all(reason for _, reason in told)
+    assert sorted(name for name, _ in reported) == sorted(damaged.shards.name(index) for index in bad)
+    assert all(reason for _, reason in reported)
     # what is known to be bad changes nothing any more
     assert [batch.ids.tolist() for batch in damaged.steps(0, 12)] == [batch.ids.tolist() for batch in first]
 
 
 @pytest.mark.parametrize("decoder", ["torch", "dali"])
-def test_a_image_that_only_the_decoder_refuses_is_replaced_too(make, photo_shards, tmp_path, decoder):
+def test_an_image_that_only_the_decoder_refuses_is_replaced_too(make, photo_shards, tmp_path, decoder):
     copy, bad = with_bad_images(photo_shards, tmp_path, 1)
     damaged = make(copy, sampling="class_balanced", decoder=decoder)
     damaged.shards.read = trusting_read(damaged.shards)  # as if the crc32 were that of the damaged bytes
     for batch, expected in zip(damaged.steps(0, 12), make(sampling="class_balanced").steps(0, 12), strict=True):
-        assert batch.ids.tolist() == [1 if row in bad else row for row in expected.ids.tolist()]
+        assert batch.ids.tolist() == [1 if index in bad else index for index in expected.ids.tolist()]
     assert sorted(damaged.bad_images) == bad
 
 
 def trusting_read(shards):
-    def read(row):
-        place = shards.index.rows[row]
-        data = shards.paths[int(place["shard"])].read_bytes()
-        return np.frombuffer(data, np.uint8, int(place["size"]), int(place["offset"])).copy()
+    def read(index):
+        entry = shards.index.entries[index]
+        data = shards.paths[int(entry["shard"])].read_bytes()
+        return np.frombuffer(data, np.uint8, int(entry["size"]), int(entry["offset"])).copy()
 
     return read
 
@@ -174,7 +151,7 @@ def test_a_bad_test_image_is_left_out(make, photo_shards, tmp_path):
     copy, bad = with_bad_images(photo_shards, tmp_path, 1, split="test", label=1)
     loader = make(copy, split="test", sampling="sequential")
     for _ in range(3):  # and no other one comes in its place when it is known
-        assert sorted(row for batch in loader for row in batch.ids.tolist()) == sorted(set(range(6)) - set(bad))
+        assert sorted(index for batch in loader for index in batch.ids.tolist()) == sorted(set(range(6)) - set(bad))
 
 
 def test_too_many_bad_images_are_an_error_that_names_them(make, photo_shards, tmp_path):
@@ -202,6 +179,10 @@ def test_a_class_of_bad_images_alone_is_an_error(make, photo_shards, tmp_path):
         ({"rank": 2, "world_size": 2}, "rank=2: must be 0 or more and below world_size=2"),
         ({"sampling": "progressive"}, "needs the number of steps"),
         ({"split": "val"}, "no split 'val'"),
+        ({"num_threads": 0}, "num_threads=0: must be at least 1"),
+        ({"total_steps": 0}, "total_steps=0: must be at least 1"),
+        ({"max_bad_fraction": 2}, "max_bad_fraction=2: must be from 0 to 1"),
+        ({"device": "gpu"}, "device='gpu'"),
     ],
 )
 def test_impossible_settings_are_refused(make, options, message):
@@ -240,3 +221,50 @@ def test_without_dali_torchvision_decodes(make, monkeypatch):
     monkeypatch.setattr(batch_decoder, "find_spec", nothing)
     monkeypatch.setattr(batch_decoder, "DaliDecoder", None)
     assert same(make(decoder="auto").batch(0), expected)
+
+
+def test_a_transform_is_called_with_every_batch(make):
+    calls = []
+
+    def mixed(batch):
+        calls.append((batch.step, threading.current_thread() is threading.main_thread(), torch.is_grad_enabled()))
+        return replace(batch, images=(batch.images + batch.images.flip(0)) / 2)
+
+    plain, mixing = make(), make(transform=mixed)
+    for expected, batch in zip(plain.steps(0, 4), mixing.steps(0, 4), strict=True):
+        assert torch.equal(batch.images, (expected.images + expected.images.flip(0)) / 2)
+        assert same(replace(batch, images=expected.images), expected)
+    assert sorted(calls) == [(step, False, False) for step in range(4)]  # ahead of time, without gradients
+
+
+def test_batches_are_transformed_ahead_of_time(make):
+    is_second_made = threading.Event()
+
+    def note(batch):
+        if batch.step == 1:
+            is_second_made.set()
+        return batch
+
+    batches = make(transform=note, prefetch=2).steps(0, 4)
+    next(batches)
+    assert is_second_made.wait(60)  # though nobody has asked for it
+
+
+def test_a_transform_that_returns_no_batch_is_an_error(make):
+    loader = make(transform=lambda batch: batch.images)
+    with pytest.raises(InputError, match="transform: returned Tensor; must return a Batch"):
+        loader.batch(0)
+
+
+@pytest.mark.gpu
+def test_a_transform_on_the_gpu_is_on_the_batchs_own_stream(make):
+    streams = []
+
+    def double(batch):
+        streams.append(torch.cuda.current_stream())
+        return replace(batch, images=batch.images * 2)
+
+    plain, doubling = make(device="cuda"), make(device="cuda", transform=double)
+    for expected, batch in zip(plain.steps(0, 4), doubling.steps(0, 4), strict=True):
+        assert torch.equal(batch.images, expected.images * 2)
+    assert torch.cuda.default_stream() not in streams

@@ -3,7 +3,7 @@ import time
 
 from cbd_fast import Loader
 from cbd_fast.loading.stats import LoaderStats, Recorder
-from tests.loading.test_loader import OPTIONS
+from tests.helpers import OPTIONS
 
 
 def test_what_several_threads_report_adds_up():
@@ -47,14 +47,14 @@ def test_since_and_per_batch():
     assert set(LoaderStats().milliseconds_per_batch().values()) == {0.0}
 
 
-def test_a_loader_tells(photo_shards):
+def test_a_loader_counts(photo_shards):
     with Loader(photo_shards, **OPTIONS, decoder="torch") as loader:
         assert loader.stats() == LoaderStats()
         decode = loader._decode_batch._decode
 
-        def slow_decode(sources, plan):
+        def slow_decode(images, plan):
             time.sleep(0.1)
-            return decode(sources, plan)
+            return decode(images, plan)
 
         loader._decode_batch._decode = slow_decode
         list(loader.steps(0, 5))

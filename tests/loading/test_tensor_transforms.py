@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from cbd_fast.loading.augment import Augmentation
-from cbd_fast.loading.tensor_transforms import finish
-from tests.loading.test_augment import plan_of
+from cbd_fast.loading.tensor_transforms import to_model_input
+from tests.helpers import plan_of
 
 
 def pixels_of(num=8, size=5):
@@ -16,7 +16,7 @@ def pixels_of(num=8, size=5):
 def test_equals_plain_numpy(jitter, mean):
     plan = plan_of(Augmentation(color_jitter=jitter, mean=mean, std=(0.2, 0.3, 0.4)))
     pixels = pixels_of()
-    images = finish(pixels.clone(), plan)
+    images = to_model_input(pixels.clone(), plan)
     assert images.shape == (8, 3, 5, 5)
     assert images.dtype == torch.float32
     assert images.is_contiguous(memory_format=torch.channels_last)
@@ -34,17 +34,17 @@ def test_equals_plain_numpy(jitter, mean):
 
 def test_values_are_in_the_unit_interval():
     for jitter in (0.0, 1.0):
-        images = finish(pixels_of(64), plan_of(Augmentation(color_jitter=jitter), sizes=((9, 9),) * 64))
+        images = to_model_input(pixels_of(64), plan_of(Augmentation(color_jitter=jitter), sizes=((9, 9),) * 64))
         assert images.min() >= 0
         assert images.max() <= 1
 
 
 def test_one_image_alone_is_coloured_as_in_a_batch():
     plan, pixels = plan_of(Augmentation(color_jitter=1.0)), pixels_of()
-    together = finish(pixels.clone(), plan)
+    together = to_model_input(pixels.clone(), plan)
     for number in range(8):
         part = plan.take(np.array([number]))
-        torch.testing.assert_close(finish(pixels[number : number + 1].clone(), part)[0], together[number])
+        torch.testing.assert_close(to_model_input(pixels[number : number + 1].clone(), part)[0], together[number])
         out = torch.empty((1, 5, 5, 3))
-        finish(pixels[number : number + 1].clone(), part, out)
+        to_model_input(pixels[number : number + 1].clone(), part, out)
         torch.testing.assert_close(out[0].permute(2, 0, 1), together[number])

@@ -1,6 +1,6 @@
 import pytest
 
-from cbd_fast.preflight.bottlenecks import Findings, Suggestion, advise, mixed_rate
+from cbd_fast.preflight.bottlenecks import Findings, Suggestion, describe_bottlenecks, mixed_rate
 
 MILLISECONDS = {"planning": 2.0, "reading": 8.0, "decoding": 80.0, "finishing": 10.0, "waiting": 500.0}
 
@@ -9,10 +9,10 @@ def findings(**changed):
     return Findings(
         **(
             {
-                "loading": {"teachers": 1000.0, "student": 1000.0},
-                "training": {"teachers": 4000.0, "student": 500.0},
-                "milliseconds": MILLISECONDS,
-                "cold_reading": 10_000.0,
+                "loading_rates": {"teachers": 1000.0, "student": 1000.0},
+                "training_rates": {"teachers": 4000.0, "student": 500.0},
+                "batch_milliseconds": MILLISECONDS,
+                "cold_reading_rate": 10_000.0,
                 "suggestions": (),
             }
             | changed
@@ -27,7 +27,7 @@ def test_times_add_up_not_rates():
 
 
 def test_it_says_what_limits_each_stage():
-    one, two, nothing = advise(findings())
+    one, two, nothing = describe_bottlenecks(findings())
     assert one == (
         "teachers: loading is the limit. Training could take 4,000 images/s, loading gives 1,000: 75% of the time "
         "is spent waiting; decoding takes 80% of its time."
@@ -36,15 +36,15 @@ def test_it_says_what_limits_each_stage():
     assert nothing == "No setting that was tried would make it faster."
 
 
-def test_advice_is_sorted_by_gain_and_no_gain_exceeds_training():
+def test_suggestions_are_sorted_by_gain_and_no_gain_exceeds_training():
     suggestions = (
-        Suggestion(what="decoder=dali", rates={"teachers": 1200.0, "student": 1200.0}),
-        Suggestion(what="decoder=torch", rates={"teachers": 1010.0, "student": 900.0}),
-        Suggestion(what="cache=0.2", rates={"teachers": 1100.0, "student": 9000.0}),
-        Suggestion(what="--short-side 256", rates={"teachers": 8000.0, "student": 8000.0}),
+        Suggestion(change="decoder=dali", loading_rates={"teachers": 1200.0, "student": 1200.0}),
+        Suggestion(change="decoder=torch", loading_rates={"teachers": 1010.0, "student": 900.0}),
+        Suggestion(change="cache=0.2", loading_rates={"teachers": 1100.0, "student": 9000.0}),
+        Suggestion(change="--short-side 256", loading_rates={"teachers": 8000.0, "student": 8000.0}),
     )
-    _, _, *advice = advise(findings(suggestions=suggestions))
-    assert advice == [
+    _, _, *lines = describe_bottlenecks(findings(suggestions=suggestions))
+    assert lines == [
         "--short-side 256: teachers 4.00 times as fast.",
         "decoder=dali: teachers 1.20 times as fast.",
         "cache=0.2: teachers 1.10 times as fast.",
@@ -52,14 +52,16 @@ def test_advice_is_sorted_by_gain_and_no_gain_exceeds_training():
 
 
 def test_a_slow_disk_is_told_of():
-    assert not any("disk" in line for line in advise(findings(cold_reading=1001.0)))
-    slow = advise(findings(cold_reading=300.0))
+    assert not any("disk" in line for line in describe_bottlenecks(findings(cold_reading_rate=1001.0)))
+    slow = describe_bottlenecks(findings(cold_reading_rate=300.0))
     assert any("gives 300 images/s that are not in memory yet, of 1,000 that are wanted" in line for line in slow)
 
 
 def test_without_training_it_speaks_of_loading_alone():
-    suggestions = (Suggestion(what="cache=0.2", rates={"loading": 3000.0}),)
-    lines = advise(findings(loading={"loading": 1000.0}, training={}, suggestions=suggestions))
+    suggestions = (Suggestion(change="cache=0.2", loading_rates={"loading": 3000.0}),)
+    lines = describe_bottlenecks(
+        findings(loading_rates={"loading": 1000.0}, training_rates={}, suggestions=suggestions)
+    )
     assert lines == [
         "loading: loading gives 1,000 images/s; decoding takes 80% of its time.",
         "cache=0.2: loading 3.00 times as fast.",

@@ -14,7 +14,7 @@ import torch
 from cbd_fast import system
 from cbd_fast.errors import InputError
 from cbd_fast.preflight import probe
-from tests.training.test_engine import config_of
+from tests.helpers import digits_config
 
 SPEC, TWO_PROCESSES = SimpleNamespace(name="teacher-1"), SimpleNamespace(num_processes=2)
 
@@ -31,14 +31,14 @@ SPEC, TWO_PROCESSES = SimpleNamespace(name="teacher-1"), SimpleNamespace(num_pro
     ],
 )
 def test_too_little_memory_is_told_in_plain_words(error, message):
-    config = config_of("run", "shards", optimization={"accumulation": 2})
-    with pytest.raises(InputError, match=message), probe.plain_out_of_memory(SPEC, config, TWO_PROCESSES):
+    config = digits_config("run", "shards", optimization={"accumulation": 2})
+    with pytest.raises(InputError, match=message), probe.explained_out_of_memory(SPEC, config, TWO_PROCESSES):
         raise error
 
 
 def test_other_errors_stay_as_they_are():
-    config = config_of("run", "shards")
-    with pytest.raises(RuntimeError, match="size"), probe.plain_out_of_memory(SPEC, config, TWO_PROCESSES):
+    config = digits_config("run", "shards")
+    with pytest.raises(RuntimeError, match="size"), probe.explained_out_of_memory(SPEC, config, TWO_PROCESSES):
         torch.ones(2) @ torch.ones(3)
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from cbd_fast.errors import InputError
 from cbd_fast.shards.long_tail import frequency_groups
-from cbd_fast.shards.manifest import read_manifest
+from cbd_fast.shards.manifest import FORMAT_VERSION, is_indexed_in_place, read_manifest
 
 
 def test_groups_have_the_published_limits():
@@ -33,6 +33,8 @@ def test_missing_folder_and_manifest(tmp_path):
     ("change", "message"),
     [
         ({"format_version": 99}, "version 99"),
+        ({"format_version": "new"}, "format_version 'new'"),
+        ({"format": "pictures"}, "format 'pictures', not 'cbd_fast shards'"),
         ({"classes": None}, "classes"),
         ({"splits": {"train": {}}}, "splits.train"),
     ],
@@ -48,3 +50,49 @@ def test_a_cut_off_manifest_is_refused(photo_shards, tmp_path):
     (tmp_path / "dataset.json").write_bytes((photo_shards / "dataset.json").read_bytes()[:100])
     with pytest.raises(InputError, match="not a manifest"):
         read_manifest(tmp_path)
+
+
+def of_version_1(manifest, **recipe):
+    """A manifest as version 1 had it, with other names of its fields."""
+    splits = {"train": {"num_pictures": 19, "pictures_per_class": [12, 5, 2]}}
+    recipe = {"source": "folder", "settings": {}} | recipe
+    return manifest | {"format_version": 1, "splits": splits, "recipe": recipe}
+
+
+@pytest.mark.parametrize(
+    ("source", "remedy"),
+    [
+        ("folder", "make the shards again, in another folder"),
+        ("webdataset in place", "index the shards again with cbd-fast index"),
+    ],
+)
+def test_version_1_is_refused_in_one_line_whatever_its_fields(photo_shards, tmp_path, source, remedy):
+    assert FORMAT_VERSION == 2
+    manifest = json.loads((photo_shards / "dataset.json").read_text())
+    (tmp_path / "dataset.json").write_text(json.dumps(of_version_1(manifest, source=source)))
+    with pytest.raises(InputError) as refused:
+        read_manifest(tmp_path)
+    expected = f"made by an older version of cbd_fast (format version 1; this one reads 2); {remedy}"
+    assert str(refused.value) == f"{tmp_path / 'dataset.json'}: {expected}"
+    assert is_indexed_in_place(tmp_path) == (source != "folder")
+
+
+def test_a_newer_version_asks_for_an_update(photo_shards, tmp_path):
+    manifest = json.loads((photo_shards / "dataset.json").read_text())
+    (tmp_path / "dataset.json").write_text(json.dumps(manifest | {"format_version": 3, "splits": []}))
+    with pytest.raises(InputError, match=r"by a newer version .*version 3; this one reads 2.*; update cbd_fast"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[]", '"dataset"', "\udcff"])
+def test_what_is_no_json_object_is_refused(tmp_path, text):
+    (tmp_path / "dataset.json").write_text(text, errors="surrogateescape")
+    with pytest.raises(InputError, match="not a manifest"):
+        read_manifest(tmp_path)
+
+
+def test_records_never_change(photo_shards):
+    record = read_manifest(photo_shards).splits["train"]
+    for part, name in ((record, "num_images"), (record.shards[0], "file")):
+        with pytest.raises(ValueError, match="frozen"):
+            setattr(part, name, 0)

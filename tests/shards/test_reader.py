@@ -17,33 +17,33 @@ def copy(photo_shards, tmp_path):
 def test_reads_each_image_from_many_threads(photo_shards, image_folder):
     offered = {path.read_bytes() for path in (image_folder / "train").rglob("*.*")}
     shards = ShardReader(photo_shards, "train")
-    found = [b""] * len(shards)
+    images = [b""] * len(shards)
 
     def read(first):
-        for row in range(first, len(shards), 4):
-            found[row] = shards.read(row).tobytes()
+        for index in range(first, len(shards), 4):
+            images[index] = shards.read(index).tobytes()
 
     threads = [threading.Thread(target=read, args=(first,)) for first in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert set(found) == offered
+    assert set(images) == offered
     shards.read_ahead(range(len(shards)))
     shards.close()
-    assert shards.read(0).tobytes() == found[0]
+    assert shards.read(0).tobytes() == images[0]
 
 
-def test_places_are_rows_of_the_index(photo_shards):
+def test_entries_are_those_of_the_index(photo_shards):
     shards = ShardReader(photo_shards, "train")
-    for rows in ([], [4], [18, 0, 3, 0]):
-        np.testing.assert_array_equal(shards.places(rows), shards.index.rows[np.array(rows, np.int64)])
+    for indices in ([], [4], [18, 0, 3, 0]):
+        np.testing.assert_array_equal(shards.entries(indices), shards.index.entries[np.array(indices, np.int64)])
 
 
 def test_name_is_that_of_the_member(photo_shards):
     shards = ShardReader(photo_shards, "train")
-    assert {shards.name(row).split(":")[0] for row in range(len(shards))} == {"train-000000.tar"}
-    assert len({shards.name(row) for row in range(len(shards))}) == 19
+    assert {shards.name(index).split(":")[0] for index in range(len(shards))} == {"train-000000.tar"}
+    assert len({shards.name(index) for index in range(len(shards))}) == 19
     assert shards.name(0).endswith((".jpg", ".png"))
 
 
@@ -77,9 +77,9 @@ def test_an_index_of_another_split_is_refused(copy):
 
 
 def test_an_index_that_was_changed_is_refused(copy):
-    rows = np.load(copy / "train.index.npy")
-    rows["offset"][3] += 512
-    np.save(copy / "train.index.npy", rows)
+    entries = np.load(copy / "train.index.npy")
+    entries["offset"][3] += 512
+    np.save(copy / "train.index.npy", entries)
     with pytest.raises(InputError, match=r"not the index that dataset\.json was written with"):
         ShardReader(copy, "train")
 
@@ -94,9 +94,9 @@ def test_a_manifest_that_lacks_a_shard_is_refused(copy):
 
 def test_a_shard_that_ends_too_early_is_an_error_of_reading(copy):
     shards = ShardReader(copy, "train")
-    last = int(shards.index.rows["offset"].argmax())
+    last = int(shards.index.entries["offset"].argmax())
     with open(copy / "train-000000.tar", "r+b") as file:
-        file.truncate(int(shards.index.rows["offset"][last]) + 10)
+        file.truncate(int(shards.index.entries["offset"][last]) + 10)
     with pytest.raises(OSError, match="ends at byte"):
         shards.read(last)
 
@@ -104,7 +104,7 @@ def test_a_shard_that_ends_too_early_is_an_error_of_reading(copy):
 def test_damaged_bytes_are_an_error_of_reading(copy):
     shards = ShardReader(copy, "train")
     with open(copy / "train-000000.tar", "r+b") as file:
-        file.seek(int(shards.index.rows["offset"][4]) + 100)
+        file.seek(int(shards.index.entries["offset"][4]) + 100)
         byte = file.read(1)
         file.seek(-1, 1)
         file.write(bytes([byte[0] ^ 1]))

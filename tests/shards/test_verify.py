@@ -22,31 +22,31 @@ def verify(folder, split="train", is_full=True):
     return verify_split(folder, read_manifest(folder), split, is_full=is_full, num_workers=2)
 
 
-def damage(folder, rows, split="train"):
+def damage(folder, indices, split="train"):
     """Turns a byte over in the middle of some images."""
     index = ClassIndex.open(folder / read_manifest(folder).splits[split].index, 3)
     with open(folder / f"{split}-000000.tar", "r+b") as file:
-        for row in rows:
-            place = int(index.rows["offset"][row]) + int(index.rows["size"][row]) // 2
-            file.seek(place)
+        for entry in index.entries[indices]:
+            middle = int(entry["offset"]) + int(entry["size"]) // 2
+            file.seek(middle)
             byte = file.read(1)[0]
-            file.seek(place)
+            file.seek(middle)
             file.write(bytes([byte ^ 0xFF]))
 
 
 def test_shards_as_they_were_made(shards):
     for is_full in (False, True):
-        found = verify(shards, is_full=is_full)
-        assert (found.problems, found.lasting_problems, found.bad, found.good) == ([], [], [], {})
+        findings = verify(shards, is_full=is_full)
+        assert (findings.problems, findings.lasting_problems, findings.bad, findings.good) == ([], [], [], {})
 
 
 def test_damage_is_found_only_where_it_is_looked_for(shards):
     damage(shards, [3, 15])
     assert not verify(shards, is_full=False).problems
-    found = verify(shards)
-    assert [bad.row for bad in found.bad] == [3, 15]
-    assert "crc32" in found.bad[0].reason
-    assert "sha256" in found.problems[0]
+    findings = verify(shards)
+    assert [bad.index for bad in findings.bad] == [3, 15]
+    assert "crc32" in findings.bad[0].reason
+    assert "sha256" in findings.problems[0]
 
 
 def test_quarantined_images_are_passed_over_and_come_back(shards):
@@ -61,8 +61,8 @@ def test_quarantined_images_are_passed_over_and_come_back(shards):
     assert manifest.fingerprint == before.fingerprint  # a run may go on
     assert not (shards / "train.index.npy").exists()
     assert ShardReader(shards, "train").quarantined.tolist() == [3, 12, 17]
-    found = verify(shards)
-    assert (found.problems, found.bad, found.good) == ([], [], {})
+    findings = verify(shards)
+    assert (findings.problems, findings.bad, findings.good) == ([], [], {})
 
     reported = []
     settings = {"sampling": "class_balanced", "batch_size": 6, "image_size": 32, "device": "cpu"}
@@ -77,10 +77,10 @@ def test_quarantined_images_are_passed_over_and_come_back(shards):
         assert sorted(set(range(19)) - set(loader.batch(0).ids.tolist())) == [3, 12, 17]
 
     (shards / "train-000000.tar").write_bytes(whole)
-    found = verify(shards)
-    assert sorted(found.good) == [3, 12, 17]
-    manifest = quarantine(shards, {"train": found})
-    after = ClassIndex.open(shards / manifest.splits["train"].index, 3).rows
+    findings = verify(shards)
+    assert sorted(findings.good) == [3, 12, 17]
+    manifest = quarantine(shards, {"train": findings})
+    after = ClassIndex.open(shards / manifest.splits["train"].index, 3).entries
     assert manifest.splits["train"].num_quarantined == 0
     assert manifest.splits["train"].index_crc32 == before.splits["train"].index_crc32
     assert len(after) == 19
@@ -102,12 +102,12 @@ def test_a_cut_off_tar_is_repaired_as_far_as_it_goes(shards):
         file.truncate(size // 2)
     with pytest.raises(InputError, match=r"bytes, but dataset.json has"):
         ShardReader(shards, "train")
-    found = verify(shards)
-    assert "bytes, but dataset.json has" in found.problems[0]
-    assert 0 < len(found.bad) < 19
-    assert {bad.reason for bad in found.bad} == {"the tar ends before it"}
-    quarantine(shards, {"train": found})
-    assert len(ShardReader(shards, "train").quarantined) == len(found.bad)
+    findings = verify(shards)
+    assert "bytes, but dataset.json has" in findings.problems[0]
+    assert 0 < len(findings.bad) < 19
+    assert {bad.reason for bad in findings.bad} == {"the tar ends before it"}
+    quarantine(shards, {"train": findings})
+    assert len(ShardReader(shards, "train").quarantined) == len(findings.bad)
     for is_full in (False, True):
         again = verify(shards, is_full=is_full)
         assert (again.problems, again.lasting_problems, again.bad) == ([], [], [])
@@ -115,8 +115,8 @@ def test_a_cut_off_tar_is_repaired_as_far_as_it_goes(shards):
 
 def test_what_no_quarantine_repairs(shards):
     (shards / "train-000000.tar").unlink()
-    found = verify(shards, is_full=False)
-    assert "No such file or directory; bring it back" in found.lasting_problems[0]
+    findings = verify(shards, is_full=False)
+    assert "No such file or directory; bring it back" in findings.lasting_problems[0]
     data = bytearray((shards / "test.index.npy").read_bytes())
     data[-1] ^= 1
     (shards / "test.index.npy").write_bytes(data)
@@ -124,7 +124,7 @@ def test_what_no_quarantine_repairs(shards):
         verify(shards, "test")
 
 
-def test_places_and_labels_are_compared_with_the_tar(shards):
+def test_offsets_and_labels_are_compared_with_the_tar(shards):
     index = np.load(shards / "train.index.npy")
     tar = shards / "train-000000.tar"
     with tarfile.open(tar) as opened:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cbd_fast.config.schema import Optimization
+from cbd_fast.config.sections import Optimization
 from cbd_fast.errors import InputError
 from cbd_fast.training.checkpoint import (
     checkpoints,

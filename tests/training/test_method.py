@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from cbd_fast.config.schema import Optimization, StageTwo
-from cbd_fast.training.evaluation import count_correct, summarize
-from cbd_fast.training.losses import student_losses, teacher_losses
+from cbd_fast.config.sections import Optimization, StageTwo
+from cbd_fast.training.evaluation import predict_split
+from cbd_fast.training.losses import Objective
+from cbd_fast.training.metrics import evaluate
 from cbd_fast.training.models import Output, Teachers, build_model
 from cbd_fast.training.optim import cosine_learning_rate, make_optimizer
 from tests.training import reference
@@ -35,6 +36,14 @@ class Slot(nn.Module):
 
     def forward(self, images):
         return images[:, self.number]
+
+
+def teacher_losses(output, labels):
+    return Objective()(output, labels)
+
+
+def student_losses(output, labels, target, *, alpha, beta):
+    return Objective(distillation="cosine_distance", alpha=alpha, beta=beta)(output, labels, target)
 
 
 def made_up(num_teachers, seed=0, width=WIDTH, batch=BATCH):
@@ -265,11 +274,6 @@ def test_steps_of_training(num_teachers, official_weight_decay):
 # Metrics
 
 
-@pytest.fixture(scope="module")
-def accelerator():
-    return Accelerator(cpu=True)
-
-
 class Answers(nn.Module):
     """A model to which each image is its own logits."""
 
@@ -280,24 +284,26 @@ class Answers(nn.Module):
 class Batches(list):
     """As much of a loader as an evaluation needs."""
 
-    def __init__(self, logits, labels, size=4):
+    def __init__(self, logits, labels, train_counts, size=4):
         cuts = range(0, len(labels), size)
         super().__init__(
             SimpleNamespace(
-                images=torch.from_numpy(logits[at : at + size]), labels=torch.from_numpy(labels[at : at + size])
+                images=torch.from_numpy(logits[at : at + size]),
+                labels=torch.from_numpy(labels[at : at + size]),
+                ids=torch.arange(at, min(at + size, len(labels))),
             )
             for at in cuts
         )
-        self.shards = SimpleNamespace(num_classes=logits.shape[1])
+        self.shards = SimpleNamespace(num_classes=logits.shape[1], train_counts=np.asarray(train_counts))
         self.device = torch.device("cpu")
 
 
-def evaluated(logits, labels, train_counts, accelerator):
-    counts = count_correct(Answers(), Batches(logits, labels), accelerator)
-    return summarize(counts, train_counts).to_dict()
+def evaluated(logits, labels, train_counts):
+    predictions = predict_split(Answers(), Batches(logits, labels, train_counts), Accelerator(cpu=True))
+    return evaluate(predictions, ("top1", "top5", "per_class_mean", "many", "medium", "few"))
 
 
-def test_metrics_by_hand(accelerator):
+def test_metrics_by_hand():
     # class: training images, group, test images, right
     # 0: 101, many, 2 of 2; 1: 100, medium, 1 of 2; 2: 20, medium, 0 of 2; 3: 19, few, 1 of 1; 4: 0, few, none;
     # 5: 5000, many, 0 of 1, whose own logit is the lowest of six
@@ -315,7 +321,7 @@ def test_metrics_by_hand(accelerator):
         "few": 100.0,
     }
     assert reference.metrics(logits, labels, train_counts) == pytest.approx(expected)
-    assert evaluated(logits, labels, train_counts, accelerator) == pytest.approx(expected)
+    assert evaluated(logits, labels, train_counts) == pytest.approx(expected)
 
 
 @settings(max_examples=100, deadline=None)
@@ -324,14 +330,14 @@ def test_metrics_by_hand(accelerator):
     num_images=st.integers(0, 25),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_metrics(accelerator, train_counts, num_images, seed):
+def test_metrics(train_counts, num_images, seed):
     rng = np.random.default_rng(seed)
     num_classes = len(train_counts)
     labels = rng.integers(num_classes, size=num_images)
     # no two alike in a row, so that the order of guesses is beyond doubt
     logits = rng.permuted(np.tile(np.arange(num_classes, dtype=np.float32), (num_images, 1)), axis=1)
     expected = reference.metrics(logits, labels, np.array(train_counts))
-    found = evaluated(logits, labels, np.array(train_counts), accelerator)
+    found = evaluated(logits, labels, np.array(train_counts))
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert found[name] == (None if value is None else pytest.approx(value)), name

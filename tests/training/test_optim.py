@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from cbd_fast.config.schema import Optimization
+from cbd_fast.config.sections import Optimization
 from cbd_fast.training.optim import cosine_learning_rate, make_optimizer
 
 

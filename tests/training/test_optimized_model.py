@@ -78,7 +78,7 @@ def test_the_form_of_a_prepared_model_has_its_own_precision(images):
 def test_optimized_teachers_have_the_same_target(is_compiled, images):
     teachers = Teachers([trained("small_convnet", seed) for seed in (0, 1)])
     best = SideStream(optimized_teachers(teachers, torch.float32, is_compiled), CPU)
-    target = best.begin(images)()
+    target = best.start(images)()
     torch.testing.assert_close(target, teachers(images), atol=1e-4, rtol=0)
     assert not target.requires_grad
 
@@ -108,7 +108,7 @@ def test_a_gpu_computes_teachers_beside(images):
     for number in range(10):
         images_ = images.to(device) * number / 10  # made on the caller's stream, just before
         with torch.backends.cudnn.flags(allow_tf32=False):  # TF32 has 11 bits of float32's 24
-            target = beside.begin(images_)
+            target = beside.start(images_)
         torch.randn(1000, 1000, device=device) @ torch.randn(1000, 1000, device=device)
         with torch.backends.cudnn.flags(allow_tf32=False):
             torch.testing.assert_close(target(), teachers(images_), atol=1e-4, rtol=0)

@@ -4,23 +4,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from cbd_fast.config.schema import Config
 from cbd_fast.errors import InputError
 from cbd_fast.shards.reader import ShardReader
 from cbd_fast.training.checkpoint import save_finished
+from cbd_fast.training.model_folder import make_model_card, write_model_card
 from cbd_fast.training.plan import build_setup, finished_results, models_to_train, plan_models
-
-
-def config_of(output, shards="s", **settings) -> Config:
-    return Config.model_validate(
-        {
-            "output": str(output),
-            "data": {"shards": str(shards), "num_classes": 3, "image_size": 32},
-            "model": {"backbone": "small_convnet"},
-            "optimization": {"steps": 5, "global_batch": 6},
-        }
-        | settings
-    )
+from tests.helpers import config_of
 
 
 @pytest.fixture
@@ -31,13 +20,17 @@ def shards(photo_shards):
 TWO_TEACHERS = {"teachers": [{"seed": 1}, {"seed": 1, "color_jitter": 1.0}]}
 
 
-def wanted_of(config, shards):
+def planned_of(config, shards):
     return models_to_train(plan_models(config, shards), config.stages)
 
 
 def finish(spec, config):
     """As the engine leaves a model that is trained."""
-    save_finished(spec.folder, build_setup(spec, config).model, {"identity": spec.identity})
+    model = build_setup(spec, config).model
+    about = {"name": spec.name, "stage": spec.stage, "classes": list("abc"), "train_counts": list(spec.class_counts)}
+    spec.folder.mkdir(parents=True, exist_ok=True)
+    write_model_card(spec.folder, make_model_card(model, config, **about, training={}))
+    save_finished(spec.folder, model, {"identity": spec.identity})
 
 
 def test_both_stages(shards, tmp_path):
@@ -52,9 +45,9 @@ def test_both_stages(shards, tmp_path):
 
 
 def test_one_stage_alone(shards, tmp_path):
-    assert [spec.name for spec in wanted_of(config_of(tmp_path, stages="teachers"), shards)] == ["teacher-1"]
+    assert [spec.name for spec in planned_of(config_of(tmp_path, stages="teachers"), shards)] == ["teacher-1"]
     with pytest.raises(InputError, match="teacher-1 holds no finished teacher; run stages=teachers"):
-        wanted_of(config_of(tmp_path, stages="student"), shards)
+        planned_of(config_of(tmp_path, stages="student"), shards)
 
 
 def test_a_finished_teacher_is_used(shards, tmp_path):
@@ -98,19 +91,34 @@ def test_other_settings_in_the_same_folder_are_refused_by_name(shards, tmp_path)
     with pytest.raises(
         InputError, match=r"teacher-1 was trained with other settings \(optimization.steps was 5, now 9\)"
     ):
-        wanted_of(changed, shards)
+        planned_of(changed, shards)
     # the student's settings are no business of the teacher
-    wanted_of(config_of(tmp_path, stage_two={"alpha": 0.1}), shards)
+    planned_of(config_of(tmp_path, stage_two={"alpha": 0.1}), shards)
     finish(student, config)
     with pytest.raises(
         InputError, match=r"student was trained with other settings \(stage_two.alpha was 0.4, now 0.1\)"
     ):
-        wanted_of(config_of(tmp_path, stage_two={"alpha": 0.1}), shards)
+        planned_of(config_of(tmp_path, stage_two={"alpha": 0.1}), shards)
     # nor does stage one alone mind another student, which is then not reported
     other = config_of(tmp_path, stage_two={"alpha": 0.1}, stages="teachers")
-    assert [spec.name for spec in wanted_of(other, shards)] == ["teacher-1"]
+    assert [spec.name for spec in planned_of(other, shards)] == ["teacher-1"]
     assert list(finished_results(plan_models(other, shards))) == ["teacher-1"]
     assert list(finished_results(plan_models(config, shards))) == ["teacher-1", "student"]
+
+
+def test_a_setting_that_did_not_exist_yet_had_its_default(shards, tmp_path):
+    config = config_of(tmp_path)
+    teacher, _ = plan_models(config, shards)
+    finish(teacher, config)
+    path = teacher.folder / "result.json"
+    result = json.loads(path.read_text())
+    del result["identity"]["data.augmentation.flip"]
+    path.write_text(json.dumps(result))
+    assert [spec.name for spec in planned_of(config, shards)] == ["teacher-1", "student"]
+    assert list(finished_results(plan_models(config, shards))) == ["teacher-1"]
+    data = {"augmentation": {"flip": False}}
+    with pytest.raises(InputError, match=r"data\.augmentation\.flip was True, now False"):
+        planned_of(config_of(tmp_path, data=data), shards)
 
 
 def test_other_images_in_the_same_folder_are_refused(shards, tmp_path):
@@ -120,7 +128,7 @@ def test_other_images_in_the_same_folder_are_refused(shards, tmp_path):
     result = Path(teacher.folder) / "result.json"
     result.write_text(result.read_text().replace(shards.manifest.fingerprint, "00000000"))
     with pytest.raises(InputError, match="images was '00000000'"):
-        wanted_of(config, shards)
+        planned_of(config, shards)
     assert json.loads(result.read_text())["identity"]["images"] == "00000000"
 
 
@@ -130,4 +138,4 @@ def test_without_teachers_the_student_learns_from_labels_alone(shards, tmp_path)
     stage = build_setup(student, config)
     assert stage.teachers is None
     output = stage.model(torch.rand(2, 3, 32, 32))
-    assert set(stage.losses(output, torch.tensor([0, 1]), None)) == {"loss", "classification_loss"}
+    assert set(stage.objective(output, torch.tensor([0, 1]), None)) == {"loss", "classification_loss"}

@@ -1,10 +1,7 @@
 import json
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from torch import nn
 
 from cbd_fast.config.schema import Config
@@ -14,12 +11,14 @@ from cbd_fast.shards.sources.image_folder import folder_source
 from cbd_fast.shards.writing.dataset_writer import write_dataset
 from cbd_fast.shards.writing.options import WriteOptions
 from cbd_fast.training import meter
-from cbd_fast.training import trainer as command
-from cbd_fast.training.evaluation import count_correct, summarize
-from cbd_fast.training.plan import load_model
-from cbd_fast.training.run_dir import RunDir
+from cbd_fast.training.evaluation import predict_split
+from cbd_fast.training.metrics import evaluate
+from cbd_fast.training.model_folder import read_model
+from cbd_fast.training.plan import models_to_train, plan_models
 from cbd_fast.training.selection import Best, selection_interval
+from cbd_fast.training.trainer import Trainer, summarize
 from cbd_fast.ui.dashboard import NullDashboard
+from tests.helpers import config_of
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +27,6 @@ def shards_with_val(image_folder, tmp_path_factory):
     folders = {"train": image_folder / "train", "val": image_folder / "test", "test": image_folder / "test"}
     write_dataset(folder_source(folders), out, WriteOptions(), num_workers=1)
     return ShardReader(out, "train")
-
-
-def config_of(shards, **settings) -> Config:
-    optimization = {"steps": 5, "global_batch": 6}
-    data = {"shards": str(shards), "num_classes": 3}
-    return Config.model_validate({"output": "", "data": data, "optimization": optimization} | settings)
 
 
 def model_of(value: float) -> nn.Linear:
@@ -52,7 +45,7 @@ def value_in(best: Best) -> float:
 def test_the_best_is_kept(tmp_path):
     best = Best(tmp_path / "student", is_main=True)
     for step, accuracy in ((10, 20.0), (20, 30.0), (30, 30.0), (40, 25.0)):
-        best.offer(step, accuracy, model_of(step))
+        best.consider(step, accuracy, model_of(step))
     assert best.state == {"step": 20, "per_class_mean": 30.0}  # of equals, the first
     assert value_in(best) == 20
     assert [path.name for path in (tmp_path / "student").iterdir()] == ["best-00000020.safetensors"]
@@ -60,45 +53,48 @@ def test_the_best_is_kept(tmp_path):
 
 def test_a_killed_run_goes_on_with_the_best_that_its_checkpoint_knew(tmp_path):
     best = Best(tmp_path, is_main=True)
-    best.offer(10, 20.0, model_of(10))
+    best.consider(10, 20.0, model_of(10))
     state = json.loads(json.dumps(best.state))  # in the checkpoint's file
     best.checkpointed()
-    best.offer(20, 30.0, model_of(20))
-    best.offer(30, 40.0, model_of(30))
+    best.consider(20, 30.0, model_of(20))
+    best.consider(30, 40.0, model_of(30))
     assert len(list(tmp_path.iterdir())) == 2  # that of the checkpoint and the best
-    again = Best(tmp_path, is_main=True, found=state)
+    again = Best(tmp_path, is_main=True, state=state)
     assert value_in(again) == 10
     assert len(list(tmp_path.iterdir())) == 1
-    again.offer(20, 10.0, model_of(21))
+    again.consider(20, 10.0, model_of(21))
     assert value_in(again) == 10
 
 
 def test_best_weights_that_are_gone_are_missed_at_once(tmp_path):
     with pytest.raises(InputError, match=r"best-00000010.safetensors: missing, .*; remove .* to train it again"):
-        Best(tmp_path, is_main=True, found={"step": 10, "per_class_mean": 20.0})
+        Best(tmp_path, is_main=True, state={"step": 10, "per_class_mean": 20.0})
 
 
 def test_only_the_main_process_writes(tmp_path):
     best = Best(tmp_path / "student", is_main=False)
-    best.offer(10, 20.0, model_of(10))
+    best.consider(10, 20.0, model_of(10))
     assert best.state["step"] == 10
     assert not (tmp_path / "student").exists()
 
 
 def test_a_validation_split_selects_by_default(photo_shards, shards_with_val):
     without = ShardReader(photo_shards, "train")
-    assert selection_interval(config_of(photo_shards), without) is None
-    assert selection_interval(config_of(photo_shards, checkpoint_selection="last"), without) is None
+    assert selection_interval(config_of(shards=photo_shards), without) is None
+    assert selection_interval(config_of(shards=photo_shards, checkpoint_selection="last"), without) is None
     with pytest.raises(
         InputError, match=r"checkpoint_selection: best, but .* has no validation split; make the shards with one"
     ):
-        selection_interval(config_of(photo_shards, checkpoint_selection="best"), without)
+        selection_interval(config_of(shards=photo_shards, checkpoint_selection="best"), without)
     for selection in ("auto", "best"):
-        config = config_of(shards_with_val.folder, checkpoint_selection=selection)
+        config = config_of(shards=shards_with_val.folder, checkpoint_selection=selection)
         assert selection_interval(config, shards_with_val) == 4  # 19 images in steps of 6 are an epoch
-        config = config_of(shards_with_val.folder, checkpoint_selection=selection, runtime={"evaluate_every": 7})
+        config = config_of(shards=shards_with_val.folder, checkpoint_selection=selection, runtime={"evaluate_every": 7})
         assert selection_interval(config, shards_with_val) == 7
-    assert selection_interval(config_of(shards_with_val.folder, checkpoint_selection="last"), shards_with_val) is None
+    assert (
+        selection_interval(config_of(shards=shards_with_val.folder, checkpoint_selection="last"), shards_with_val)
+        is None
+    )
 
 
 class Watched(NullDashboard):
@@ -115,16 +111,10 @@ class Watched(NullDashboard):
         self.evaluations.append((step, metrics["per_class_mean"]))
 
 
-def trained(config: Config, shards: ShardReader, dashboard: NullDashboard) -> dict:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    run_dir = RunDir(Path(config.output), is_main=True)
-    run_dir.start(config)
-    accelerator = command.make_accelerator(config)
-    specs = command.plan_models(config, shards)
-    with command.open_context(config, shards, accelerator, run_dir, dashboard) as context:
-        command.run(command.models_to_train(specs, config.stages), context)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    return command.finished_results(specs)
+def trained(config: Config, dashboard: NullDashboard) -> dict:
+    trainer = Trainer(config, dashboard=dashboard)
+    trainer.fit()
+    return trainer.results
 
 
 @pytest.mark.parametrize("checkpoint_every", [6, 8])  # in between, and at once with an evaluation
@@ -138,7 +128,7 @@ def test_a_run_reports_the_best_on_the_validation_split(
     def counted(form, loader, accelerator):
         """Weights and split that are evaluated; the step is that of the last line of the log."""
         weights[loader.shards.split, watched.step] = form.weight.clone()
-        return count_correct(form, loader, accelerator)
+        return predict_split(form, loader, accelerator)
 
     class Steps(Watched):
         step = 0
@@ -147,14 +137,18 @@ def test_a_run_reports_the_best_on_the_validation_split(
             super().log(record)
             self.step = record["step"]
 
-    def summarized(counts, train_counts):
+    def accuracy(predictions):
         is_val = len(weights) and next(reversed(weights))[0] == "val"
-        return replace(summarize(counts, train_counts), per_class_mean=accuracies[watched.step] if is_val else 10.0)
+        return accuracies[watched.step] if is_val else 10.0
 
-    monkeypatch.setattr(meter, "count_correct", counted)
-    monkeypatch.setattr(meter, "summarize", summarized)
+    def evaluated(predictions, names):
+        return evaluate(predictions, names) | {"per_class_mean": accuracy(predictions)}
+
+    monkeypatch.setattr(meter, "predict_split", counted)
+    monkeypatch.setattr(meter, "evaluate", evaluated)
+    monkeypatch.setattr(meter, "per_class_mean", accuracy)
     config = config_of(
-        shards_with_val.folder,
+        shards=shards_with_val.folder,
         output=str(tmp_path / "run"),
         model={"backbone": "small_convnet"},
         stages="teachers",
@@ -164,22 +158,22 @@ def test_a_run_reports_the_best_on_the_validation_split(
     watched = Steps(stops_at)
     if stops_at:
         with pytest.raises(KeyboardInterrupt):
-            trained(config, shards_with_val, watched)
+            trained(config, watched)
         watched = Steps()
-    result = trained(config, shards_with_val, watched)["teacher-1"]
+    result = trained(config, watched)["teacher-1"]
     assert result["selected"] == {"step": 8, "per_class_mean": 60.0}
     assert [split for split, _ in weights].count("test") == 1
-    model = load_model(tmp_path / "run" / "teacher-1", "small_convnet", 3)
+    model = read_model(tmp_path / "run" / "teacher-1")[0]
     assert torch.equal(model.weight, weights["test", 16])
     assert torch.equal(model.weight, weights["val", 8])
     assert not torch.equal(model.weight, weights["val", 16])
     assert watched.evaluations[-1] == (16, 10.0)
     files = {path.name for path in (tmp_path / "run" / "teacher-1").iterdir()}
-    assert files == {"model.safetensors", "result.json"}
-    assert command.selected({"teacher-1": result}) == {
+    assert files == {"model.safetensors", "config.json", "result.json"}
+    assert summarize({"teacher-1": result})["selected"] == {
         "teacher-1": "best on the validation split: step 8 with 60.00 per-class mean"
     }
     with pytest.raises(InputError, match="checkpoint_selection was 'best of every 4 steps', now None"):
-        command.models_to_train(
-            command.plan_models(config.model_copy(update={"checkpoint_selection": "last"}), shards_with_val), "teachers"
+        models_to_train(
+            plan_models(config.model_copy(update={"checkpoint_selection": "last"}), shards_with_val), "teachers"
         )

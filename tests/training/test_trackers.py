@@ -3,7 +3,6 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from accelerate import Accelerator
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cbd_fast.errors import InputError, RunError
 from cbd_fast.training import trackers
@@ -15,9 +14,9 @@ from cbd_fast.training.trackers import (
     tracked_values,
     tracking_options,
 )
-from tests.training.test_engine import config_of
+from tests.helpers import digits_config, scalars
 
-JOBS = [SimpleNamespace(name="teacher-1", num_steps=20), SimpleNamespace(name="student", num_steps=20)]
+SPECS = [SimpleNamespace(name="teacher-1", num_steps=20), SimpleNamespace(name="student", num_steps=20)]
 
 
 def test_unknown_trackers_are_refused():
@@ -39,7 +38,7 @@ def test_trackers_that_are_not_installed_are_refused(monkeypatch):
 
 
 def test_hyper_parameters_are_flat_and_plain():
-    config = config_of("run", "shards", seed=3)
+    config = digits_config("run", "shards", seed=3)
     values = dict(hyper_parameters(config))
     assert (values["seed"], values["model.backbone"]) == (3, "small_convnet")
     assert (values["stage_one.teachers.1.color_jitter"], values["runtime.cache"]) == (0.5, "none")
@@ -59,21 +58,15 @@ def test_names_of_values():
     assert dict(tracked_values(evaluated)) == {"student/step": 4, "student/test/top1": 80.5}
 
 
-def scalars(folder) -> dict[str, list[tuple[int, float]]]:
-    """Step and value of each name that TensorBoard finds in a folder, without those below."""
-    events = EventAccumulator(str(folder)).Reload()
-    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
-
-
 def test_tensorboard_and_a_run_that_goes_on(tmp_path):
-    config = config_of(tmp_path / "run", "shards", trackers=["tensorboard"])
+    config = digits_config(tmp_path / "run", "shards", trackers=["tensorboard"])
     assert not (tmp_path / "run").exists()
     for first in (0, 10):
         accelerator = Accelerator(cpu=True, **tracking_options(config))
         (tmp_path / "run").mkdir(exist_ok=True)
-        track = start_trackers(config, accelerator, JOBS)
+        track = start_trackers(config, accelerator, SPECS)
         for step in (first + 5, first + 10):
-            for spec in JOBS:
+            for spec in SPECS:
                 track({"model": spec.name, "step": step, "loss": 1 / step})
         accelerator.end_training()
     folder = tmp_path / "run" / "trackers" / "cbd_fast"
@@ -91,8 +84,8 @@ def test_one_axis_of_steps_only_grows(tmp_path, monkeypatch):
     axis = SimpleNamespace(define_metric=lambda *names, **more: None)
     tracker = SimpleNamespace(name="wandb", tracker=axis, log=lambda values, step: logged.append((step, values)))
     accelerator = SimpleNamespace(trackers=[tracker], init_trackers=lambda *_: None)
-    track = start_trackers(config_of(tmp_path, "shards", trackers=["wandb"]), accelerator, JOBS)
-    for spec in JOBS:
+    track = start_trackers(digits_config(tmp_path, "shards", trackers=["wandb"]), accelerator, SPECS)
+    for spec in SPECS:
         for step in (10, 20):
             track({"model": spec.name, "step": step, "loss": 1.0})
     assert [step for step, _ in logged] == [10, 20, 30, 40]
@@ -104,12 +97,14 @@ def test_a_tracker_that_does_not_start_is_told_in_plain_words(tmp_path):
         raise OSError("no API key")
 
     with pytest.raises(RunError, match=r"trackers: wandb did not start \(no API key\)"):
-        start_trackers(config_of(tmp_path, "shards", trackers=["wandb"]), SimpleNamespace(init_trackers=fail), JOBS)
+        start_trackers(
+            digits_config(tmp_path, "shards", trackers=["wandb"]), SimpleNamespace(init_trackers=fail), SPECS
+        )
 
 
 def test_a_run_keeps_its_name_on_a_server(tmp_path):
     (tmp_path / "run" / "trackers").mkdir(parents=True)
-    config = config_of(tmp_path / "run", "shards", trackers=["wandb"])
+    config = digits_config(tmp_path / "run", "shards", trackers=["wandb"])
     first, second = (trackers._options(config, tmp_path / "run" / "trackers")["wandb"] for _ in range(2))
     assert first == second
     assert (first["name"], first["resume"], len(first["id"])) == ("run", "allow", 32)

@@ -12,24 +12,19 @@ from cbd_fast.training import train_step as train_step_module
 from cbd_fast.training.models import build_model
 from cbd_fast.training.plan import ModelSpec, join_setup
 from cbd_fast.training.train_step import compiler_works, make_train_step, what_is_compiled
+from tests.helpers import config_of
 
 CPU = torch.device("cpu")
 
 
-def config_of(num_teachers=2, **settings) -> Config:
-    return Config.model_validate(
-        {
-            "output": "",
-            "data": {"shards": "", "num_classes": 10, "image_size": 32},
-            "model": {"backbone": "small_convnet"},
-            "optimization": {"steps": 10, "global_batch": 8},
-            "stage_one": {"teachers": [{"seed": seed} for seed in range(num_teachers)]},
-        }
-        | settings
-    )
+def config_with(num_teachers=2, **settings) -> Config:
+    teachers = [{"seed": seed} for seed in range(num_teachers)]
+    data, optimization = {"num_classes": 10}, {"steps": 10, "global_batch": 8}
+    settings = {"data": data, "optimization": optimization, "stage_one": {"teachers": teachers}} | settings
+    return config_of(**settings)
 
 
-def learner_of(config: Config, device="cpu"):
+def train_step_of(config: Config, device="cpu"):
     """Of a student, whose teachers have learned nothing, and the teachers as they were handed over."""
     teachers = [build_model(config.model.backbone, config.data.num_classes) for _ in config.stage_one.teachers]
     spec = ModelSpec(
@@ -39,7 +34,8 @@ def learner_of(config: Config, device="cpu"):
         sampling="class_balanced",
         augmentation=Augmentation(),
         num_steps=10,
-        num_teachers=len(teachers),
+        teachers=(None,) * len(teachers),
+        class_counts=(1,) * 10,
         folder=None,
         identity={},
     )
@@ -54,16 +50,16 @@ def batch_of(size: int, device="cpu"):
 
 
 def test_teachers_are_no_part_of_what_learns():
-    train_step, teachers = learner_of(config_of())
+    train_step, teachers = train_step_of(config_with())
     before = [{name: value.clone() for name, value in teacher.state_dict().items()} for teacher in teachers]
     learning = {id(parameter) for group in train_step.optimizer.param_groups for parameter in group["params"]}
     assert learning == {id(parameter) for parameter in train_step.unwrapped_model.parameters()}
     # the wrapped model is what several processes reduce gradients of and what a checkpoint is made from
     assert {id(parameter) for parameter in train_step.model.parameters()} == learning
-    in_best_form = train_step.teachers._module
+    optimized = train_step.teachers._module
     for _ in range(2):
         train_step.learn(*batch_of(8))
-    for module in (*teachers, in_best_form):
+    for module in (*teachers, optimized):
         assert all(parameter.grad is None and not parameter.requires_grad for parameter in module.parameters())
         assert not any(part.training for part in module.modules())
         assert not learning & {id(parameter) for parameter in module.parameters()}
@@ -80,7 +76,7 @@ def test_a_step_never_waits_and_never_walks_through_the_batch(precision):
     counts = []
     for size, num_steps in ((8, 2), (8, 5), (16, 5)):
         AcceleratorState._reset_state(reset_partial_state=True)
-        train_step, _ = learner_of(config_of(mixed_precision=precision))
+        train_step, _ = train_step_of(config_with(mixed_precision=precision))
         images, labels = batch_of(size)
         train_step.learn(images, labels)
         with profile(activities=[ProfilerActivity.CPU]) as profiled:
@@ -97,7 +93,7 @@ def test_a_step_never_waits_and_never_walks_through_the_batch(precision):
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_a_step_never_waits_for_the_gpu(precision):
-    train_step, _ = learner_of(config_of(mixed_precision=precision), device="cuda")
+    train_step, _ = train_step_of(config_with(mixed_precision=precision), device="cuda")
     images, labels = batch_of(8, "cuda")
     train_step.learn(images, labels)
     torch.cuda.set_sync_debug_mode("error")
@@ -110,7 +106,7 @@ def test_a_step_never_waits_for_the_gpu(precision):
 
 @pytest.mark.parametrize("precision", ["auto", "bf16"])
 def test_teachers_have_a_precision_of_their_own(precision):
-    train_step, _ = learner_of(config_of(runtime={"teacher_precision": precision}))
+    train_step, _ = train_step_of(config_with(runtime={"teacher_precision": precision}))
     backbone = next(iter(train_step.teachers._module)).backbone
     expected = {"auto": torch.float32, "bf16": torch.bfloat16}[precision]
     assert {parameter.dtype for parameter in backbone.parameters()} == {expected}
@@ -118,7 +114,7 @@ def test_teachers_have_a_precision_of_their_own(precision):
 
 
 def test_training_goes_down_the_loss():
-    train_step, _ = learner_of(config_of())
+    train_step, _ = train_step_of(config_with())
     batch = batch_of(16)
     losses = [train_step.learn(*batch)[0]["loss"].item() for _ in range(10)]
     assert losses[-1] < 0.8 * losses[0]
@@ -139,7 +135,7 @@ def test_training_goes_down_the_loss():
 def test_what_is_compiled_by_default(precision, device, size, num_steps, expected, monkeypatch):
     monkeypatch.setattr(train_step_module, "compiler_works", lambda device: True)
     data = {"shards": "", "num_classes": 10, "image_size": size}
-    found = what_is_compiled(config_of(mixed_precision=precision, data=data), torch.device(device), num_steps)
+    found = what_is_compiled(config_with(mixed_precision=precision, data=data), torch.device(device), num_steps)
     assert found == expected
 
 
@@ -150,17 +146,17 @@ def test_without_a_compiler_the_run_goes_on(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function: fails)
     compiler_works.cache_clear()
     with pytest.warns(UserWarning, match=r"not work here \(No working C\+\+ compiler found in /nowhere/g\+\+\); this"):
-        assert what_is_compiled(config_of(), CPU, 10**6) == (False, False)
-    assert what_is_compiled(config_of(runtime={"compile": True}), CPU, 1) == (True, True)  # and fails, as told
+        assert what_is_compiled(config_with(), CPU, 10**6) == (False, False)
+    assert what_is_compiled(config_with(runtime={"compile": True}), CPU, 1) == (True, True)  # and fails, as told
     compiler_works.cache_clear()
 
 
 @pytest.mark.parametrize("setting", [True, False])
 def test_what_is_compiled_as_told(setting):
-    assert what_is_compiled(config_of(runtime={"compile": setting}), CPU, 1) == (setting, setting)
+    assert what_is_compiled(config_with(runtime={"compile": setting}), CPU, 1) == (setting, setting)
 
 
 @pytest.mark.parametrize(("setting", "expected"), [(None, True), (False, False)])
 def test_only_what_was_asked_for_may_fail_to_compile(setting, expected):
-    learner_of(config_of(runtime={"compile": setting}))
+    train_step_of(config_with(runtime={"compile": setting}))
     assert torch._dynamo.config.suppress_errors == expected

@@ -9,9 +9,24 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import nn
 
+from cbd_fast.loading.augment import Augmentation
 from cbd_fast.training.checkpoint import checkpoints, read_result
+from cbd_fast.training.model_folder import ModelCard
 from cbd_fast.training.train_step import TrainStep
-from cbd_fast.training.training_state import Progress
+from cbd_fast.training.training_state import TrainingState
+
+CARD = ModelCard(
+    name="student",
+    stage="student",
+    backbone="small_convnet",
+    num_classes=1,
+    feature_dim=1,
+    classes=("ant",),
+    train_counts=(1,),
+    image_size=8,
+    preprocessing=Augmentation(crop="center"),
+    training={},
+)
 
 
 @pytest.fixture
@@ -19,7 +34,7 @@ def spec(tmp_path):
     return SimpleNamespace(folder=tmp_path / "student", identity={"seed": 3})
 
 
-def learner_of(seed: int, precision="no") -> TrainStep:
+def train_step_of(seed: int, precision="no") -> TrainStep:
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     accelerator = Accelerator(cpu=True)
@@ -32,7 +47,7 @@ def learner_of(seed: int, precision="no") -> TrainStep:
         model=model,
         optimizer=optimizer,
         teachers=None,
-        losses=None,
+        objective=None,
         layout=None,
     )
 
@@ -48,22 +63,22 @@ def same(first: TrainStep, second: TrainStep) -> bool:
 
 
 def test_without_a_checkpoint_all_begins(spec):
-    progress = Progress(learner_of(0), spec, selects_best=False)
-    assert (progress.first, progress.best) == (0, None)
+    state = TrainingState(train_step_of(0), spec, selects_best=False)
+    assert (state.first_step, state.best) == (0, None)
     assert not spec.folder.exists()
 
 
 @pytest.mark.parametrize("precision", ["no", "fp16"])
 def test_goes_on_from_the_last_checkpoint(spec, precision):
-    train_step, other = learner_of(0, precision), learner_of(1, precision)
+    train_step, other = train_step_of(0, precision), train_step_of(1, precision)
     learn(train_step)
     if precision == "fp16":
         train_step.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
-    Progress(train_step, spec, selects_best=False).save(7)
+    TrainingState(train_step, spec, selects_best=False).save(7)
     assert not same(train_step, other)
     if precision == "fp16":
         other.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
-    assert Progress(other, spec, selects_best=False).first == 7
+    assert TrainingState(other, spec, selects_best=False).first_step == 7
     assert same(train_step, other)
     weight, other_weight = train_step.unwrapped_model[0].weight, other.unwrapped_model[0].weight
     momentum = train_step.optimizer.state[weight]["momentum_buffer"]
@@ -76,16 +91,16 @@ def test_seconds_add_up(spec):
     clock = iter([100.0, 160.0, 1000.0, 1030.0])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cbd_fast.training.training_state.time", SimpleNamespace(perf_counter=lambda: next(clock)))
-        Progress(learner_of(0), spec, selects_best=False).save(7)
-        Progress(learner_of(0), spec, selects_best=False).finish({})
+        TrainingState(train_step_of(0), spec, selects_best=False).save(7)
+        TrainingState(train_step_of(0), spec, selects_best=False).finish({}, CARD)
     assert read_result(spec.folder)["seconds"] == 60 + 30
 
 
 def test_the_end_replaces_the_checkpoints(spec):
-    train_step = learner_of(0)
-    progress = Progress(train_step, spec, selects_best=False)
-    progress.save(7)
-    progress.finish({"metrics": {"top1": 50.0}})
+    train_step = train_step_of(0)
+    state = TrainingState(train_step, spec, selects_best=False)
+    state.save(7)
+    state.finish({"metrics": {"top1": 50.0}}, CARD)
     assert not checkpoints(spec.folder)
     result = read_result(spec.folder)
     assert (result["metrics"], result["identity"]) == ({"top1": 50.0}, {"seed": 3})
@@ -95,22 +110,22 @@ def test_the_end_replaces_the_checkpoints(spec):
 
 
 def test_the_best_weights_are_known_again(spec):
-    train_step = learner_of(0)
-    progress = Progress(train_step, spec, selects_best=True)
-    progress.best.offer(5, 40.0, train_step.unwrapped_model)
-    progress.save(7)
-    again = Progress(learner_of(1), spec, selects_best=True)
+    train_step = train_step_of(0)
+    state = TrainingState(train_step, spec, selects_best=True)
+    state.best.consider(5, 40.0, train_step.unwrapped_model)
+    state.save(7)
+    again = TrainingState(train_step_of(1), spec, selects_best=True)
     assert again.best.state == {"step": 5, "per_class_mean": 40.0}
-    again.finish({})
+    again.finish({}, CARD)
     assert read_result(spec.folder)["selected"] == {"step": 5, "per_class_mean": 40.0}
 
 
 def test_only_the_main_process_writes(spec):
-    train_step = learner_of(0)
+    train_step = train_step_of(0)
     other = SimpleNamespace(
         is_main_process=False, num_processes=1, scaler=None, wait_for_everyone=train_step.accelerator.wait_for_everyone
     )
-    progress = Progress(replace(train_step, accelerator=other), spec, selects_best=True)
-    progress.save(7)
-    progress.finish({})
+    state = TrainingState(replace(train_step, accelerator=other), spec, selects_best=True)
+    state.save(7)
+    state.finish({}, CARD)
     assert not spec.folder.exists()

@@ -2,7 +2,7 @@
 
 Batch-norm is in eval mode here: in training its statistics are of each process's part, so that updates must differ.
 
-``python -m tests.test_update FOLDER``, under a launcher, writes what this process and its like make of the batches.
+``python -m tests.training.test_update FOLDER``, under a launcher, writes what the processes make of the batches.
 """
 
 import os
@@ -17,12 +17,14 @@ from safetensors.torch import load_file, save_file
 
 from cbd_fast.config.schema import Config
 from cbd_fast.loading.augment import Augmentation
-from cbd_fast.loading.loader import Batch
+from cbd_fast.loading.batch import Batch
+from cbd_fast.training.context import make_accelerator
 from cbd_fast.training.models import build_model
 from cbd_fast.training.optim import cosine_learning_rate
 from cbd_fast.training.plan import ModelSpec, join_setup
 from cbd_fast.training.train_step import make_train_step
-from cbd_fast.training.trainer import make_accelerator
+
+pytestmark = pytest.mark.slow
 
 REPOSITORY = Path(__file__).parents[2]
 STAGES = {"teachers": 0, "student": 2}  # and how many teachers it has
@@ -57,7 +59,8 @@ def new_stage(name: str, config: Config):
         sampling="instance",
         augmentation=Augmentation(),
         num_steps=NUM_STEPS,
-        num_teachers=STAGES[name],
+        teachers=(Path(),) * STAGES[name],
+        class_counts=(1,) * 10,
         folder=Path(),
         identity={},
     )
@@ -122,7 +125,7 @@ def of_two_processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("updates")
     launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
-        [sys.executable, "-m", *launcher, "-m", "tests.test_update", str(folder)],
+        [sys.executable, "-m", *launcher, "-m", "tests.training.test_update", str(folder)],
         cwd=REPOSITORY,
         env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -11,16 +11,16 @@ def test_a_bar_shows_how_many_and_how_fast(monkeypatch):
     monkeypatch.setattr(console.time, "monotonic", lambda: next(now))
     terminal = Console(file=io.StringIO(), force_terminal=True, width=100)
     monkeypatch.setattr(console, "make_console", lambda: terminal)
-    with bar_of("cached images") as tell:
-        tell(300, 1000)
+    with bar_of("cached images") as on_progress:
+        on_progress(300, 1000)
     shown = terminal.file.getvalue()
     assert all(part in shown for part in ("cached images", "300/1000", "150/s"))
 
 
 def test_elsewhere_nothing_is_drawn(capsys):
     assert not make_console().is_terminal
-    with bar_of("cached images") as tell:
-        tell(3, 10)
+    with bar_of("cached images") as on_progress:
+        on_progress(3, 10)
     assert capsys.readouterr().out.strip() == ""
     file = Console(file=io.StringIO())
     with make_bars(file) as bars:
@@ -28,11 +28,11 @@ def test_elsewhere_nothing_is_drawn(capsys):
     assert file.file.getvalue().strip() == ""
 
 
-def test_who_brings_a_function_of_his_own_is_told():
-    told = []
-    with bar_of("cached images", lambda done, total: told.append((done, total))) as tell:
-        tell(3, 10)
-    assert told == [(3, 10)]
+def test_a_function_may_take_the_place_of_the_bar():
+    calls = []
+    with bar_of("cached images", lambda done, total: calls.append((done, total))) as on_progress:
+        on_progress(3, 10)
+    assert calls == [(3, 10)]
 
 
 def test_a_rate_counts_what_was_done_since(monkeypatch):

@@ -4,11 +4,11 @@ import pytest
 from rich.console import Console
 
 from cbd_fast.ui import dashboard
-from cbd_fast.ui.dashboard import PlainLog, PlannedModel, Screen, TimeLeft, make_dashboard
+from cbd_fast.ui.dashboard import PlainLog, PlannedModel, Screen, TimeLeft, comparison, make_dashboard
 
 MODELS = [
-    PlannedModel(name="teacher-1", stage="teachers", num_steps=100, num_teachers=0),
-    PlannedModel(name="student", stage="student", num_steps=100, num_teachers=3),
+    PlannedModel(name="teacher-1", num_steps=100, num_teachers=0),
+    PlannedModel(name="student", num_steps=100, num_teachers=3),
 ]
 RECORD = {
     "model": "student",
@@ -65,6 +65,55 @@ def test_screen_shows_everything():
     ):
         assert part in out
     assert "55.5" in out
+
+
+def test_a_model_is_announced_by_its_name(capsys):
+    log = PlainLog()
+    log.start("title", MODELS)
+    log.begin("teacher-1", 0)
+    log.begin("teacher-1", 5)
+    assert capsys.readouterr().out.splitlines()[1:] == ["teacher-1: begins", "teacher-1: goes on after step 5"]
+    console = Console(file=io.StringIO(), force_terminal=True, width=120, height=40)
+    screen = Screen(console)
+    screen.start("title", MODELS)
+    screen.begin("teacher-1", 5)
+    screen.stop()
+    lines = console.file.getvalue().splitlines()
+    assert any(line.startswith("│ teacher-1    elapsed") for line in lines), lines
+
+
+def table_lines(evaluations) -> list[str]:
+    console = Console(file=io.StringIO(), width=100)
+    console.print(comparison(evaluations))
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]
+
+
+def test_the_table_of_the_usual_metrics():
+    assert table_lines({"teacher-1": (100, METRICS), "student": (90, METRICS | {"few": 3.25})}) == [
+        "accuracy in percent",
+        "┏━━━━━━━━━━━┳━━━━━━┳━━━━━━┳━━━━━━┳━━━━━━━━━━━━━━━━┳━━━━━━┳━━━━━━━━┳━━━━━┓",
+        "┃ model     ┃ step ┃ top1 ┃ top5 ┃ per class mean ┃ many ┃ medium ┃ few ┃",
+        "┡━━━━━━━━━━━╇━━━━━━╇━━━━━━╇━━━━━━╇━━━━━━━━━━━━━━━━╇━━━━━━╇━━━━━━━━╇━━━━━┩",
+        "│ teacher-1 │  100 │ 55.5 │ 80.0 │           54.0 │ 70.0 │   50.0 │   - │",
+        "│ student   │   90 │ 55.5 │ 80.0 │           54.0 │ 70.0 │   50.0 │ 3.2 │",
+        "└───────────┴──────┴──────┴──────┴────────────────┴──────┴────────┴─────┘",
+    ]
+
+
+def test_metrics_of_users_follow_ours(capsys):
+    teacher = {"macro_f1": 9.0, "my[bold]_score": None, "few": 3.0, "top1": 50.0}
+    lines = table_lines({"teacher-1": (10, teacher), "student": (10, {"top1": 60.0, "other": 7.0})})
+    rows = [[cell.strip() for cell in line.strip("┃│").replace("┃", "│").split("│")] for line in lines[2:6]]
+    assert rows[0] == ["model", "step", "top1", "few", "macro f1", "my[bold] score", "other"]
+    assert rows[2:] == [
+        ["teacher-1", "10", "50.0", "3.0", "9.0", "-", "-"],
+        ["student", "10", "60.0", "-", "-", "-", "7.0"],
+    ]
+    log = PlainLog()
+    log.start("title", MODELS)
+    log.evaluated("teacher-1", 10, teacher, "val")
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line == "teacher-1 after step 10 on val: top1 50.0  few 3.0  macro_f1 9.0  my[bold]_score -"
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ class BufferPool:
     """
 
     def __init__(self, max_free: int) -> None:
-        """Keeps at most ``max_free`` pieces of memory that nobody uses."""
+        """Begins empty; it will keep at most ``max_free`` blocks of memory that nobody uses."""
         self._max_free = max_free
         self._free: list[np.ndarray] = []
         self._returning = threading.Lock()

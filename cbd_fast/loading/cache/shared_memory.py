@@ -22,8 +22,7 @@ import torch
 
 LOOK_EVERY_SECONDS = 0.2
 
-# told how much of how much is done
-Progress = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]  # how much is done, of how much
 
 
 class SharedMemory:
@@ -31,27 +30,31 @@ class SharedMemory:
 
     Attributes:
         data: ``(num_bytes,)`` uint8; a tensor that shares it keeps it in memory.
-        is_mine: whether this process filled it.
+        is_mine: whether this process filled the memory.
     """
 
     def __init__(
-        self, name: str, num_bytes: int, fill: Callable[[torch.Tensor, Progress], None], on_progress: Progress
+        self,
+        name: str,
+        num_bytes: int,
+        fill: Callable[[torch.Tensor, ProgressCallback], None],
+        on_progress: ProgressCallback,
     ) -> None:
         """Finds the block of that name and size, or makes and fills it.
 
         Args:
-            name: of what the block holds: equal names mean equal bytes. Hexadecimal digits.
-            num_bytes: at least 1.
-            fill: called with the empty ``data``, and what to tell of its progress, in one process; if it fails, the
-                next process tries.
+            name: hexadecimal digits that stand for the content: equal names mean equal bytes.
+            num_bytes: size of the block, at least 1.
+            fill: called in one process with the empty ``data`` and a callback for its progress; if it fails, the next
+                process tries.
             on_progress: called in every process, whether it fills or waits.
         """
         path = Path(tempfile.gettempdir()) / f"cbd_fast-{os.getuid()}-{name}"
         with _locked(path, on_progress) as note:
             users = _read(note).get("users", [])
-            found = _opened(users, name, num_bytes)
-            self.is_mine = found is None
-            descriptor = os.memfd_create(_memfd_name(name)) if found is None else found
+            shared_descriptor = _open_block(users, name, num_bytes)
+            self.is_mine = shared_descriptor is None
+            descriptor = os.memfd_create(_memfd_name(name)) if shared_descriptor is None else shared_descriptor
             me = [os.getpid(), descriptor]
             # also when this process ends without closing
             self._release = weakref.finalize(self, _release, me, path)
@@ -60,13 +63,13 @@ class SharedMemory:
                 os.ftruncate(descriptor, num_bytes)
             self.data = torch.frombuffer(mmap.mmap(descriptor, num_bytes), dtype=torch.uint8)
 
-            def tell(done: int, total: int) -> None:
+            def write_progress(done: int, total: int) -> None:
                 _write(note, {"done": done, "total": total})
                 on_progress(done, total)
 
             try:
                 if self.is_mine:
-                    fill(self.data, tell)
+                    fill(self.data, write_progress)
                 _write(note, {"users": [*users, me]})
             except BaseException:
                 path.unlink(missing_ok=True)
@@ -92,8 +95,8 @@ def _release(me: list[int], path: Path) -> None:
 
 
 @contextmanager
-def _locked(path: Path, on_progress: Progress) -> Iterator[TextIO]:
-    """Opens and locks a note; while another process fills the block, passes on what it tells."""
+def _locked(path: Path, on_progress: ProgressCallback) -> Iterator[TextIO]:
+    """Opens and locks a note; while another process fills the block, passes on its progress."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     while True:
         with open(os.open(path, flags, 0o600), "r+") as note:
@@ -104,35 +107,35 @@ def _locked(path: Path, on_progress: Progress) -> Iterator[TextIO]:
                     return
 
 
-def _wait_for(note: TextIO, on_progress: Progress) -> None:
-    """Locks the note; while another process fills the block, passes on what it tells."""
+def _wait_for(note: TextIO, on_progress: ProgressCallback) -> None:
+    """Locks the note; while another process fills the block, passes on its progress."""
     while True:
         try:
             fcntl.flock(note, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
-            told = _read(note)
-            if "done" in told:
-                on_progress(told["done"], told["total"])
+            progress = _read(note)
+            if "done" in progress:
+                on_progress(progress["done"], progress["total"])
             time.sleep(LOOK_EVERY_SECONDS)
 
 
 def _read(note: TextIO) -> dict[str, Any]:
-    """What the note says; nothing if it is new, or just being written."""
+    """Content of the note; empty if it is new, or just being written."""
     note.seek(0)
     with suppress(ValueError):
         return json.loads(note.read())
     return {}
 
 
-def _write(note: TextIO, what: dict[str, Any]) -> None:
+def _write(note: TextIO, content: dict[str, Any]) -> None:
     note.seek(0)
     note.truncate()
-    json.dump(what, note)
+    json.dump(content, note)
     note.flush()
 
 
-def _opened(users: list[list[int]], name: str, num_bytes: int) -> int | None:
+def _open_block(users: list[list[int]], name: str, num_bytes: int) -> int | None:
     """The block that one of the users still has, opened; None if it is there no more, or is another by now."""
     for user in users:
         with suppress(OSError):

@@ -14,28 +14,46 @@ def build_pipeline(
     num_threads: int,
     device: torch.device,
     image_size: int,
-    are_sources_on_gpu: bool = False,
+    are_images_on_gpu: bool = False,
 ) -> Any:
-    """Builds a pipeline with the inputs ``sources`` and, but for ``decode``, ``anchors`` and ``shapes`` of boxes.
+    """A pipeline with the inputs ``images`` and, but for ``decode``, ``anchors`` and ``shapes`` of boxes.
 
     Args:
         task: ``crop_files`` (decode, cut, resize), ``crop_images`` (cut and resize what is decoded already),
             ``decode`` (whole images) or ``decode_boxes`` (only the box; on the CPU).
-        batch_size: of the largest batch.
-        num_threads: that decode.
-        device: where the result is.
+        batch_size: images of the largest batch.
+        num_threads: threads that decode.
+        device: where the output is.
         image_size: side of the crops in pixels.
-        are_sources_on_gpu: for ``crop_images``: where the images are.
+        are_images_on_gpu: whether the images of ``crop_images`` are on the GPU.
+
+    Returns:
+        The ``nvidia.dali.Pipeline``; its one output is ``(height, width, 3)`` uint8 for each image.
 
     Raises:
         ImportError: DALI is not installed.
         RuntimeError: DALI cannot use the device.
     """
-    from nvidia.dali import fn, types
     from nvidia.dali.pipeline import Pipeline
 
     assert task in TASKS
     is_on_gpu = device.type == "cuda"
+    pipeline = Pipeline(
+        batch_size=batch_size,
+        num_threads=num_threads,
+        device_id=(device.index or 0) if is_on_gpu else None,
+        prefetch_queue_depth=1,  # one batch in, one batch out
+    )
+    with pipeline:
+        pipeline.set_outputs(_graph(task, is_on_gpu, image_size, are_images_on_gpu))
+    pipeline.build()
+    return pipeline
+
+
+def _graph(task: str, is_on_gpu: bool, image_size: int, are_images_on_gpu: bool) -> Any:
+    """The output's node of a task's graph."""
+    from nvidia.dali import fn, types
+
     decoding: dict[str, Any] = {
         "device": "mixed" if is_on_gpu else "cpu",
         "output_type": types.RGB,
@@ -44,33 +62,22 @@ def build_pipeline(
     if is_on_gpu:
         # by default a fraction of each batch goes to other code than the rest; which images, depends on the batch
         decoding["hw_decoder_load"] = 1.0
-    boxing: dict[str, Any] = {"axes": (0, 1), "normalized_anchor": False, "normalized_shape": False}
-    pipeline = Pipeline(
-        batch_size=batch_size,
-        num_threads=num_threads,
-        device_id=(device.index or 0) if is_on_gpu else None,
-        prefetch_queue_depth=1,  # one batch in, one batch out
-    )
-    with pipeline:
-        if task == "crop_images":
-            where = "gpu" if are_sources_on_gpu else "cpu"
-            sources = fn.external_source(name="sources", dtype=types.UINT8, ndim=3, layout="HWC", device=where)
-        else:
-            sources = fn.external_source(name="sources", dtype=types.UINT8, ndim=1)
-        if task != "decode":
-            anchors = fn.external_source(name="anchors", dtype=types.INT32, ndim=1)
-            shapes = fn.external_source(name="shapes", dtype=types.INT32, ndim=1)
-        images = sources
-        if task == "decode_boxes":
-            images = fn.decoders.image_slice(sources, anchors, shapes, **boxing, **decoding)
-        elif task != "crop_images":
-            images = fn.decoders.image(sources, **decoding)
-        if task in ("crop_files", "crop_images"):
-            images = fn.slice(images, anchors, shapes, **boxing, out_of_bounds_policy="pad", fill_values=0)
-            if is_on_gpu and task == "crop_images" and not are_sources_on_gpu:
-                images = images.gpu()  # only the box travels
-            size = [image_size, image_size]
-            images = fn.resize(images, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
-        pipeline.set_outputs(images)
-    pipeline.build()
-    return pipeline
+    if task == "crop_images":
+        where = "gpu" if are_images_on_gpu else "cpu"
+        images = fn.external_source(name="images", dtype=types.UINT8, ndim=3, layout="HWC", device=where)
+    else:
+        images = fn.external_source(name="images", dtype=types.UINT8, ndim=1)
+    if task == "decode":
+        return fn.decoders.image(images, **decoding)
+    anchors = fn.external_source(name="anchors", dtype=types.INT32, ndim=1)
+    shapes = fn.external_source(name="shapes", dtype=types.INT32, ndim=1)
+    in_pixels: dict[str, Any] = {"axes": (0, 1), "normalized_anchor": False, "normalized_shape": False}
+    if task == "decode_boxes":
+        return fn.decoders.image_slice(images, anchors, shapes, **in_pixels, **decoding)
+    if task == "crop_files":
+        images = fn.decoders.image(images, **decoding)
+    crops = fn.slice(images, anchors, shapes, **in_pixels, out_of_bounds_policy="pad", fill_values=0)
+    if is_on_gpu and task == "crop_images" and not are_images_on_gpu:
+        crops = crops.gpu()  # only the box travels
+    size = [image_size, image_size]
+    return fn.resize(crops, size=size, interp_type=types.INTERP_LINEAR, antialias=True)

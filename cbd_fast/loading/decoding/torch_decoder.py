@@ -1,13 +1,9 @@
-"""Bytes and a Plan to uint8 crops on CPU threads: the reference of the decoders' contract.
+"""Files and a Plan to uint8 crops on CPU threads: the reference, with which the other decoders must agree.
 
-A decoder is a pure function. It decodes the box of every image, resizes it with bilinear antialiasing to the
-model's input and ignores orientation tags. PyTorch's and torchvision's code leaves the interpreter's lock, so threads
-are enough to decode many at a time.
+PyTorch's and torchvision's code leaves the interpreter's lock, so threads are enough to decode many at a time.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,71 +11,37 @@ import torch.nn.functional as F
 
 from cbd_fast.errors import first_line
 from cbd_fast.loading.augment import Plan
+from cbd_fast.loading.decoding.base import Crops, EncodedOrDecoded
 from cbd_fast.shards.reference_decoder import decode_rgb
 
 
-@dataclass(frozen=True)
-class Crops:
-    """What a decoder returns.
-
-    Attributes:
-        pixels: ``(B, image_size, image_size, 3)`` uint8 on the decoder's device.
-        bad: positions in the batch that could not be decoded, with the reason; their pixels mean nothing.
-    """
-
-    pixels: torch.Tensor
-    bad: dict[int, str]
-
-
-# an image's file, (num_bytes,) uint8, or the image itself, decoded before: (height, width, 3) uint8
-Source = np.ndarray | torch.Tensor
-
-
-class Decoder(Protocol):
-    """The contract; may be called from several threads."""
-
-    def __call__(self, sources: Sequence[Source], plan: Plan) -> Crops:
-        """Makes crops of images: of each its file, or what ``whole`` made of that, and its box in the plan."""
-
-    def whole(self, encoded: Sequence[np.ndarray], sizes: np.ndarray) -> list[torch.Tensor | str]:
-        """Decodes whole images.
-
-        Args:
-            encoded: files, each ``(num_bytes,)`` uint8.
-            sizes: ``(n, 2)`` heights and widths in pixels.
-
-        Returns:
-            Of each file its image, ``(height, width, 3)`` uint8, or the reason why there is none.
-        """
-
-
 class TorchDecoder:
-    """Decodes with torchvision and resizes with PyTorch, one image after the other in the thread that calls."""
+    """A decoder that is torchvision's, resizing by PyTorch; one image after the other, in the thread that calls."""
 
     def __init__(self, image_size: int) -> None:
-        """``image_size``: side of the crops in pixels."""
+        """Remembers ``image_size``, the side of the crops in pixels."""
         self._image_size = image_size
 
-    def __call__(self, sources: Sequence[Source], plan: Plan) -> Crops:
+    def __call__(self, images: Sequence[EncodedOrDecoded], plan: Plan) -> Crops:
         size = self._image_size
         pixels = torch.empty((len(plan), size, size, 3), dtype=torch.uint8)
         bad = {}
-        for position, (source, box) in enumerate(zip(sources, plan.boxes, strict=True)):
-            image = source.cpu() if isinstance(source, torch.Tensor) else _decoded(source)
-            if isinstance(image, str):
-                bad[position] = image
+        for position, (image, box) in enumerate(zip(images, plan.boxes, strict=True)):
+            decoded = image.cpu() if isinstance(image, torch.Tensor) else _decode(image)
+            if isinstance(decoded, str):
+                bad[position] = decoded
             else:
-                pixels[position] = crop_and_resize(image, box, size)
+                pixels[position] = crop_and_resize(decoded, box, size)
         return Crops(pixels, bad)
 
-    def whole(self, encoded: Sequence[np.ndarray], sizes: np.ndarray) -> list[torch.Tensor | str]:
-        return [_decoded(data) for data in encoded]
+    def whole(self, files: Sequence[np.ndarray], sizes: np.ndarray) -> list[torch.Tensor | str]:
+        return [_decode(file) for file in files]
 
 
-def _decoded(data: np.ndarray) -> torch.Tensor | str:
+def _decode(file: np.ndarray) -> torch.Tensor | str:
     """An image, ``(height, width, 3)`` uint8, or why there is none."""
     try:
-        image = decode_rgb(data)
+        image = decode_rgb(file)
     except RuntimeError as error:
         return first_line(error)
     if image.dtype != torch.uint8:
@@ -88,7 +50,7 @@ def _decoded(data: np.ndarray) -> torch.Tensor | str:
 
 
 def crop_and_resize(image: torch.Tensor, box: np.ndarray, image_size: int) -> torch.Tensor:
-    """Cuts one box out of one image.
+    """One box of one image, cut out and resized.
 
     Args:
         image: ``(height, width, 3)`` uint8.
@@ -109,7 +71,7 @@ def crop_and_resize(image: torch.Tensor, box: np.ndarray, image_size: int) -> to
 
 
 def resize(image: torch.Tensor, image_size: int) -> torch.Tensor:
-    """Bilinear with antialiasing.
+    """An image resized, bilinear with antialiasing.
 
     Args:
         image: ``(height, width, 3)`` uint8.

@@ -50,13 +50,13 @@ def plan_windows(before: np.ndarray, keys: Callable[[np.ndarray], tuple[Any, ...
     types = [("class", np.min_scalar_type(num_classes)), ("rank", np.min_scalar_type(int(quotas.max())))]
     draws = np.empty(num_draws, types)
 
-    def find_draws(first: int, end: int) -> None:
-        """Finds the draws of the owners ``first`` up to ``end``."""
-        tickets = np.arange(starts[first], ends[end - 1])
-        owners = np.repeat(np.arange(first, end), quotas[first:end])
+    def find_draws(start: int, stop: int) -> None:
+        """Finds the draws of the owners ``start`` up to ``stop``."""
+        tickets = np.arange(starts[start], ends[stop - 1])
+        owners = np.repeat(np.arange(start, stop), quotas[start:stop])
         windows, elements = np.divmod(tickets, window)
         positions = windows * window + inverse_permute(elements, window, *keys(windows))
-        apart = (owners - first) * num_draws  # sorting all then sorts each owner's
+        apart = (owners - start) * num_draws  # sorting all then sorts each owner's
         positions = np.sort(positions + apart) - apart
         draws["class"][positions] = owners - windows * num_classes
         draws["rank"][positions] = tickets - starts[owners]

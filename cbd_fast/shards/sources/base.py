@@ -1,8 +1,15 @@
-"""What a source suggestions: one image, not yet read."""
+"""What every source has in common: its images, not yet read, and how its files and folders are read."""
 
+import argparse
 import os
+import posixpath
 import stat
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn, Protocol
+
+from cbd_fast.errors import InputError
 
 SPLITS = ("train", "val", "test")
 MAX_LABEL = 2**24  # a larger one is something else, and the classes up to it would not fit into memory
@@ -11,18 +18,18 @@ MAX_FILE_BYTES = 2**30  # no image is larger
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceImage:
-    """An image that was offered, not yet read.
+    """An image of a source, not yet read.
 
     Attributes:
         split: ``train``, ``val`` or ``test``.
         name: path below the split's root, ``/`` between its parts; unique in the split.
         label: number of the class, or its name where the source does not know the classes beforehand.
-        num_bytes: size of the file; None if there is no such file.
-        path: the file that holds it, or None if ``data`` does.
-        offset: of its first byte, where the file holds more than this image.
-        data: its bytes, where no file holds them.
-        facts: what else the source knows, as a JSON object for the shard.
-        mtime_ns: when the file was last changed.
+        num_bytes: size of the image's file; None if there is no such file.
+        path: the file that holds the image, or None if ``data`` does.
+        offset: of the image's first byte, where the file holds more than this image.
+        data: bytes of the image, where no file holds them.
+        metadata: what else the source knows, as a JSON object for the shard.
+        mtime_ns: when the file was last changed, in nanoseconds.
     """
 
     split: str
@@ -32,7 +39,7 @@ class SourceImage:
     path: str | None = None
     offset: int | None = None
     data: bytes | None = None
-    facts: str | None = None
+    metadata: str | None = None
     mtime_ns: int = 0
 
     def read(self) -> bytes:
@@ -58,3 +65,140 @@ class SourceImage:
         if len(data) != size:
             raise OSError("the file that holds it ends too early")
         return data
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A dataset on disk.
+
+    Attributes:
+        kind: name of the layout.
+        classes: names of the classes in the order of their numbers; None if the labels of the images tell.
+        images: gives the images, one after the other.
+        roots: folders that must stay there while the images are read.
+        searched: folders of which every file is taken, so that nothing else may be written there.
+        options: what else decided which images there are.
+        notes: what people should know of the splits; they go into the manifest.
+    """
+
+    kind: str
+    classes: list[str] | None
+    images: Callable[[], Iterator[SourceImage]]
+    roots: list[Path] = field(default_factory=list)
+    searched: list[Path] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+class SourceLayout(Protocol):
+    """A layout that datasets come in: an entry of ``SOURCES``, and under its name a subcommand of ``cbd-fast shards``.
+
+    The first line of an entry's docstring is the subcommand's help.
+
+    Attributes:
+        is_fixed: whether its images are one fixed set, so that there is nothing to choose among them (a long tail, a
+            preset). An entry without this attribute has no fixed set.
+    """
+
+    is_fixed: ClassVar[bool] = False
+
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        """Adds the options that say where a dataset of this layout is; others, such as ``--seed``, are there."""
+
+    @staticmethod
+    def open(arguments: argparse.Namespace) -> Source:
+        """The dataset that the options name.
+
+        Raises:
+            InputError: it is not there, or not of this layout.
+        """
+        raise NotImplementedError
+
+
+def given_splits(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Values of those of the options ``--train``, ``--val`` and ``--test`` that were given, by split."""
+    return {split: value for split in SPLITS if (value := getattr(arguments, split))}
+
+
+def file_image(split: str, root: Path, name: str, label: int) -> SourceImage:
+    """An image that has a file of its own, ``name`` below ``root``."""
+    path = os.path.join(os.path.abspath(root), name)
+    try:
+        status = os.stat(path)
+        num_bytes: int | None = status.st_size
+        mtime_ns = status.st_mtime_ns
+    except (OSError, ValueError):  # missing, a dangling link, or no possible name of a file
+        num_bytes, mtime_ns = None, 0
+    return SourceImage(split=split, name=name, label=label, num_bytes=num_bytes, path=path, mtime_ns=mtime_ns)
+
+
+def check_folder(folder: Path) -> None:
+    """Raises ``InputError`` if there is no such folder."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
+
+
+def files_below(class_folder: Path) -> Iterator[str]:
+    """Path of every visible file below the folder of a class, from there.
+
+    Raises:
+        InputError: a folder cannot be listed.
+    """
+    # a link back to where we are, or to other classes, is not followed
+    root = class_folder.parent.resolve()
+    seen = {(status.st_dev, status.st_ino) for status in map(os.stat, [root, *root.parents])}
+    for folder, subfolders, files in os.walk(class_folder, onerror=refuse_unlisted, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            subfolders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        subfolders.sort()
+        prefix = "" if folder == os.fspath(class_folder) else os.path.relpath(folder, class_folder) + "/"
+        yield from (prefix + file for file in files if not file.startswith("."))
+
+
+def refuse_unlisted(error: OSError) -> NoReturn:
+    """Raises ``InputError``: a folder whose files nobody knows is no folder without files."""
+    raise InputError(f"{error.filename}: cannot be listed ({error.strerror}); allow reading it, or move it") from error
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """Lines of a text file, without their ends; bytes that are not UTF-8 are kept as surrogates.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
+            for line in file:
+                yield line.rstrip("\r\n")
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+
+
+def read_classes(path: Path) -> list[str]:
+    """Names of classes, one per line, in the order of their numbers.
+
+    Raises:
+        InputError: the file cannot be read, or has empty lines or a name twice.
+    """
+    classes = list(read_lines(path))
+    while classes and not classes[-1]:
+        classes.pop()
+    if len(set(classes)) < len(classes) or not all(classes):
+        raise InputError(f"{path}: must hold one name per line, each once")
+    return classes
+
+
+def plain_name(name: str, root: Path) -> str:
+    """The one name below ``root`` of a file that may be listed as ``./a//b.jpg`` or with its whole path."""
+    plain = posixpath.normpath(name)
+    above = os.path.abspath(root).rstrip("/") + "/"
+    return plain.removeprefix(above)
+
+
+def printable(name: str) -> str:
+    """The name of a file with its control characters and undecodable bytes written out."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in name)

@@ -1,5 +1,6 @@
 """The iNaturalist competitions: images in folders, classes in JSON files of the COCO form."""
 
+import argparse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,21 +9,39 @@ import ijson
 import numpy as np
 
 from cbd_fast.errors import InputError, first_line
-from cbd_fast.shards.sources.base import SourceImage
-from cbd_fast.shards.sources.image_folder import Source, check_folder, file_image, plain_name
+from cbd_fast.registry import SOURCES
+from cbd_fast.shards.sources.base import Source, SourceImage, SourceLayout, check_folder, file_image, plain_name
 
 
-def inaturalist_source(images: Path, annotations: dict[str, Path]) -> Source:
+@SOURCES.register("inaturalist")
+class INaturalist(SourceLayout):
+    """The JSON files of the competitions of 2017, 2018, 2019 and 2021."""
+
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        """Adds the folder of the images and the annotations of each split."""
+        parser.add_argument("--images", type=Path, required=True, metavar="ROOT", help="where the file names start")
+        parser.add_argument("--train", type=Path, required=True, metavar="JSON")
+        parser.add_argument("--val", type=Path, metavar="JSON", help="becomes the test split, as in the literature")
+
+    @staticmethod
+    def open(arguments: argparse.Namespace) -> Source:
+        """The annotations that the options name."""
+        annotations = {"train": arguments.train} | ({"test": arguments.val} if arguments.val else {})
+        return inaturalist_source(arguments.images, annotations)
+
+
+def inaturalist_source(root: Path, annotations: dict[str, Path]) -> Source:
     """The competitions' JSON of 2017, 2018, 2019 and 2021: ``images``, ``annotations`` and ``categories``.
 
     Args:
-        images: the folder that the ``file_name`` of each image starts from.
-        annotations: the file of each split; that of ``train`` has the categories.
+        root: the folder that the ``file_name`` of each image starts from.
+        annotations: the file of each split; the one of ``train`` has the categories.
 
     Raises:
         InputError: a file is missing or not of this form.
     """
-    check_folder(images)
+    check_folder(root)
     categories = {
         category["id"]: str(category.get("name", category["id"]))
         for category in _json_items(annotations["train"], "categories.item", id=int)
@@ -31,10 +50,10 @@ def inaturalist_source(images: Path, annotations: dict[str, Path]) -> Source:
         raise InputError(f"{annotations['train']}: has no 'categories'; the file of training annotations should")
     label_of = {number: label for label, number in enumerate(sorted(categories))}
 
-    def offered() -> Iterator[SourceImage]:
+    def images() -> Iterator[SourceImage]:
         for split, path in annotations.items():
             category_of = _categories_by_image(path)
-            num_found = 0
+            num_images = 0
             for image in _json_items(path, "images.item", id=int, file_name=str):
                 category = category_of.get(image["id"])
                 if category not in label_of:
@@ -42,11 +61,11 @@ def inaturalist_source(images: Path, annotations: dict[str, Path]) -> Source:
                         f"{path}: image {image['id']} ({image['file_name']!r}) has "
                         + ("no annotation" if category is None else f"the unknown category {category}")
                     )
-                num_found += 1
-                yield file_image(split, images, plain_name(image["file_name"], images), label_of[category])
-            if num_found != len(category_of):
+                num_images += 1
+                yield file_image(split, root, plain_name(image["file_name"], root), label_of[category])
+            if num_images != len(category_of):
                 raise InputError(
-                    f"{path}: {len(category_of)} annotated images, but 'images' has {num_found}; is the file whole?"
+                    f"{path}: {len(category_of)} annotated images, but 'images' has {num_images}; is the file whole?"
                 )
 
     notes = ["test: the published val; the labels of the published test were never released"]
@@ -54,7 +73,7 @@ def inaturalist_source(images: Path, annotations: dict[str, Path]) -> Source:
     names = [categories[number] for number in sorted(categories)]
     if len(set(names)) < len(names):
         names = [f"{number} {categories[number]}" for number in sorted(categories)]
-    return Source(kind="inaturalist", classes=names, images=offered, roots=[images], notes=notes)
+    return Source(kind="inaturalist", classes=names, images=images, roots=[root], notes=notes)
 
 
 def _json_items(path: Path, prefix: str, **types: type) -> Iterator[dict[str, Any]]:
@@ -73,7 +92,7 @@ def _json_items(path: Path, prefix: str, **types: type) -> Iterator[dict[str, An
 
 
 class _Categories:
-    """Category by image, in 16 bytes an image."""
+    """The category of each image, in 16 bytes an image."""
 
     def __init__(self, pairs: np.ndarray) -> None:
         self._pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
@@ -82,10 +101,10 @@ class _Categories:
         return len(self._pairs)
 
     def get(self, image: int) -> int | None:
-        place = int(np.searchsorted(self._pairs[:, 0], image))
-        if place == len(self._pairs) or self._pairs[place, 0] != image:
+        row = int(np.searchsorted(self._pairs[:, 0], image))
+        if row == len(self._pairs) or self._pairs[row, 0] != image:
             return None
-        return int(self._pairs[place, 1])
+        return int(self._pairs[row, 1])
 
 
 def _categories_by_image(path: Path) -> _Categories:

@@ -1,5 +1,6 @@
 """WebDataset shards that somebody else wrote, as a source."""
 
+import argparse
 import fnmatch
 import json
 import os
@@ -14,8 +15,17 @@ from typing import Any
 from PIL import Image
 
 from cbd_fast.errors import InputError
-from cbd_fast.shards.sources.base import SourceImage
-from cbd_fast.shards.sources.image_folder import Source, read_classes
+from cbd_fast.registry import SOURCES
+from cbd_fast.shards.sources.base import (
+    SPLITS,
+    Source,
+    SourceImage,
+    SourceLayout,
+    check_folder,
+    given_splits,
+    printable,
+    read_classes,
+)
 
 LABEL_EXTENSIONS = ("cls", "txt")
 COMPRESSED_EXTENSIONS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -26,13 +36,47 @@ SPLIT_WORDS = {
 }  # fmt: skip
 
 
+@SOURCES.register("webdataset")
+class WebDataset(SourceLayout):
+    """Tars that somebody else wrote (cbd-fast index uses them as they are)."""
+
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        """Adds the folder, and options that say where images, labels and splits are."""
+        parser.add_argument("folder", type=Path, metavar="DIR", help="holds the tars, at any depth")
+        for split in SPLITS:
+            parser.add_argument(
+                f"--{split}",
+                metavar="PATTERN",
+                help="tars of this split, such as 'train-*.tar' (default: by the word in their path)",
+            )
+        parser.add_argument(
+            "--image", metavar="EXT", help="extension of the image, such as 'image.jpg', where a sample has several"
+        )
+        parser.add_argument(
+            "--label-key", metavar="KEY", help="of the label in .json (default: the label is .cls or .txt)"
+        )
+        parser.add_argument("--classes", type=Path, metavar="FILE", help="names of the classes, one per line")
+
+    @staticmethod
+    def open(arguments: argparse.Namespace) -> Source:
+        """The tars that the command line names."""
+        layout = TarLayout(
+            globs=given_splits(arguments),
+            image=arguments.image,
+            label_key=arguments.label_key,
+            classes_file=arguments.classes,
+        )
+        return webdataset_source(arguments.folder, layout)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TarLayout:
-    """How images, labels and splits of foreign shards are found.
+    """Where images, labels and splits are in foreign shards.
 
     Attributes:
         globs: pattern of each split's tars, below the folder; by default the words train, val and test in their
-            paths tell, and without these every tar is for training.
+            paths tell, and without these words every tar is for training.
         image: extension of the image, where a sample has several; by default the one without a further dot.
         label_key: key of the label in ``.json``, with dots into nested objects; by default ``.cls`` or ``.txt``.
         classes_file: names of the classes, one per line.
@@ -46,6 +90,10 @@ class TarLayout:
 
 def webdataset_source(folder: Path, layout: TarLayout) -> Source:
     """Plain tars in the WebDataset convention: the members of an image share their name up to its first dot.
+
+    Args:
+        folder: the folder that holds the tars, at any depth.
+        layout: where images, labels and splits are.
 
     Raises:
         InputError: there are no tars, they are compressed or damaged, or an image has no label.
@@ -65,12 +113,19 @@ def webdataset_source(folder: Path, layout: TarLayout) -> Source:
 
 
 def webdataset_tars(folder: Path, globs: dict[str, str]) -> dict[str, list[str]]:
-    """Paths below ``folder`` of each split's tars, sorted."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
+    """Paths of each split's tars below a folder, sorted.
+
+    Args:
+        folder: the folder that holds the tars, at any depth.
+        globs: pattern of each split's tars, or empty: then words in their paths tell.
+
+    Raises:
+        InputError: a pattern fits no tar, a tar fits several, no tar is for training, or some are compressed.
+    """
+    check_folder(folder)
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     if packed := [file for file in files if file.endswith(COMPRESSED_EXTENSIONS)]:
-        raise InputError(f"{folder}: compressed shards such as {packed[0]} have no places to index; unpack them first")
+        raise InputError(f"{folder}: compressed shards such as {packed[0]} cannot be indexed; unpack them first")
     paths = [file for file in files if file.endswith(".tar")]
     if odd := [path for path in paths if not path.isprintable()]:
         raise InputError(f"{folder}: the tar {os.fsencode(odd[0])!r} has no printable UTF-8 name; rename it")
@@ -91,7 +146,7 @@ def webdataset_tars(folder: Path, globs: dict[str, str]) -> dict[str, list[str]]
 
 
 def _split_of(path: str) -> str:
-    """By the first word that names a split, in the tar's own name or in the nearest folder; else ``train``."""
+    """The split that a word in the tar's own name, or in the nearest folder, names; else ``train``."""
     for part in reversed(path.lower().split("/")):
         if words := [SPLIT_WORDS[word] for word in re.split(r"[^a-z]+", part) if word in SPLIT_WORDS]:
             return words[0]
@@ -109,22 +164,24 @@ def _tar_images(folder: Path, path: str, split: str, layout: TarLayout, notes: l
                 if image is None:
                     without.append(next(iter(members.values())).name)
                     continue
-                facts = _facts(tar, members["json"], file) if "json" in members else {}
+                metadata = _metadata(tar, members["json"], file) if "json" in members else {}
                 yield SourceImage(
                     split=split,
                     name=f"{path}/{image.name}",
-                    label=_label(tar, file, image.name, members, facts, layout.label_key),
+                    label=_label(tar, file, image.name, members, metadata, layout.label_key),
                     num_bytes=image.size,
                     path=file,
                     offset=image.offset_data,
-                    facts=json.dumps(facts) if facts else None,
+                    metadata=json.dumps(metadata) if metadata else None,
                     mtime_ns=mtime_ns,
                 )
             _check_end(file, tar.offset)
     except (OSError, tarfile.TarError) as error:
         raise InputError(f"{file}: not a whole tar ({error})") from error
     if without:
-        notes.append(f"{path}: {len(without)} samples without an image are passed over, such as {without[0]}")
+        notes.append(
+            f"{path}: {len(without)} samples without an image are passed over, such as {printable(without[0])}"
+        )
 
 
 def _samples(tar: tarfile.TarFile, file: str) -> Iterator[dict[str, tarfile.TarInfo]]:
@@ -148,21 +205,21 @@ def _samples(tar: tarfile.TarFile, file: str) -> Iterator[dict[str, tarfile.TarI
         yield members
 
 
-def _image_of(members: dict[str, tarfile.TarInfo], file: str, wanted: str | None) -> tarfile.TarInfo | None:
-    if wanted is not None:
-        return members.get(wanted.lower())
-    found = [extension for extension in members if extension.rpartition(".")[2] in _image_extensions()]
-    if len(found) > 1:
-        found = [extension for extension in found if "." not in extension] or found
-    if len(found) > 1:
-        name = members[found[0]].name
-        raise InputError(f"{file}: beside {name} there are other images ({found}); choose one with --image")
-    return members[found[0]] if found else None
+def _image_of(members: dict[str, tarfile.TarInfo], file: str, image_extension: str | None) -> tarfile.TarInfo | None:
+    if image_extension is not None:
+        return members.get(image_extension.lower())
+    extensions = [extension for extension in members if extension.rpartition(".")[2] in _image_extensions()]
+    if len(extensions) > 1:
+        extensions = [extension for extension in extensions if "." not in extension] or extensions
+    if len(extensions) > 1:
+        name = members[extensions[0]].name
+        raise InputError(f"{file}: beside {name} there are other images ({extensions}); choose one with --image")
+    return members[extensions[0]] if extensions else None
 
 
 @cache
 def _image_extensions() -> frozenset[str]:
-    """Of all formats that Pillow reads, without the dot."""
+    """Extensions of all formats that Pillow reads, without the dot."""
     return frozenset(name[1:] for name, kind in Image.registered_extensions().items() if kind in Image.OPEN)
 
 
@@ -182,15 +239,17 @@ def _label(
     file: str,
     name: str,
     members: dict[str, tarfile.TarInfo],
-    facts: dict[str, Any],
+    metadata: dict[str, Any],
     label_key: str | None,
 ) -> str:
     if label_key is not None:
-        value: Any = facts
+        value: Any = metadata
         for part in label_key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         if isinstance(value, bool) or not isinstance(value, str | int):
-            raise InputError(f"{file}: {name} has no label under {label_key!r} in its .json, which has {list(facts)}")
+            raise InputError(
+                f"{file}: {name} has no label under {label_key!r} in its .json, which has {list(metadata)}"
+            )
         return str(value)
     for extension in LABEL_EXTENSIONS:
         if extension in members:
@@ -198,16 +257,16 @@ def _label(
             if not text or "\n" in text:
                 raise InputError(f"{file}: {members[extension].name} holds {text[:40]!r}, not one label")
             return text
-    hint = f"; its .json has {list(facts)}: choose one with --label-key" if facts else ""
+    hint = f"; its .json has {list(metadata)}: choose one with --label-key" if metadata else ""
     raise InputError(f"{file}: {name} has no label, neither .cls nor .txt{hint}")
 
 
-def _facts(tar: tarfile.TarFile, member: tarfile.TarInfo, file: str) -> dict[str, Any]:
+def _metadata(tar: tarfile.TarFile, member: tarfile.TarInfo, file: str) -> dict[str, Any]:
     try:
-        facts = json.loads(_content(tar, member))
+        metadata = json.loads(_content(tar, member))
     except ValueError as error:
         raise InputError(f"{file}: {member.name} is not JSON ({error})") from error
-    return facts if isinstance(facts, dict) else {}
+    return metadata if isinstance(metadata, dict) else {}
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -217,7 +276,7 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def _numbered(image: SourceImage, label_of: dict[str, int], classes_file: Path | None) -> SourceImage:
-    """With the number of its class, which may already be the label."""
+    """The image with the number of its class, which may already be its label."""
     text = str(image.label)
     label = int(text) if text.isdecimal() and text not in label_of else label_of.get(text, -1)
     if not 0 <= label < len(label_of):

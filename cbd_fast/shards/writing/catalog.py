@@ -1,4 +1,4 @@
-"""Catalog: the images that a source suggestions, in an SQLite file, so that memory does not grow with their number."""
+"""Catalog: the images of a source, in an SQLite file, so that memory does not grow with their number."""
 
 import hashlib
 import os
@@ -20,9 +20,9 @@ NUM_SHOWN = 3
 _SCHEMA = """
 CREATE TABLE image (
     id INTEGER PRIMARY KEY, split TEXT, name BLOB, label, num_bytes INTEGER,
-    path BLOB, offset INTEGER, mtime_ns INTEGER, data BLOB, facts TEXT
+    path BLOB, offset INTEGER, mtime_ns INTEGER, data BLOB, metadata TEXT
 );
-CREATE TABLE ordered (split TEXT, place INTEGER, image INTEGER, PRIMARY KEY (split, place)) WITHOUT ROWID;
+CREATE TABLE ordered (split TEXT, position INTEGER, image INTEGER, PRIMARY KEY (split, position)) WITHOUT ROWID;
 """
 
 
@@ -42,18 +42,18 @@ class Catalog:
             self._db.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; BEGIN;" + _SCHEMA)
 
     def close(self) -> None:
-        """Closes the file; what was added is in it."""
+        """Closes the file, with all that was added in it."""
         if self._db.in_transaction:
             self._db.execute("COMMIT")
         self._db.close()
 
     def add(self, images: Iterable[SourceImage], classes: Sequence[str] | None) -> None:
-        """Takes what a source suggestions.
+        """Adds the images of a source.
 
         Args:
             images: in any order; the same images in another order make the same catalog.
-            classes: their names; None finds them from the labels, which are then text: whole numbers are the
-                classes' numbers, other texts their names, sorted.
+            classes: names of the classes; if None, the labels are text and say them: whole numbers are the classes'
+                numbers, other texts their names, sorted.
 
         Raises:
             InputError: an image is listed twice, or a class has no training image.
@@ -61,17 +61,17 @@ class Catalog:
         rows = (
             (
                 *(p.split, os.fsencode(p.name), p.label, p.num_bytes, p.path and os.fsencode(p.path)),
-                *(p.offset, p.mtime_ns, p.data, p.facts),
+                *(p.offset, p.mtime_ns, p.data, p.metadata),
             )
             for p in images
         )
-        columns = "split, name, label, num_bytes, path, offset, mtime_ns, data, facts"
+        columns = "split, name, label, num_bytes, path, offset, mtime_ns, data, metadata"
         self._db.executemany(f"INSERT INTO image ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
-        self.classes = list(classes) if classes is not None else self._find_classes()
+        self.classes = list(classes) if classes is not None else self._classes_of_labels()
         self._check()
 
     def counts(self, split: str) -> np.ndarray:
-        """``(num_classes,)`` int64 images per class."""
+        """``(num_classes,)`` int64, images per class of a split."""
         counts = np.zeros(len(self.classes), np.int64)
         for label, number in self._db.execute(
             "SELECT label, count(*) FROM image WHERE split = ? GROUP BY label", (split,)
@@ -82,8 +82,8 @@ class Catalog:
     @property
     def splits(self) -> list[str]:
         """Splits that have images, in their usual order."""
-        found = {split for (split,) in self._db.execute("SELECT DISTINCT split FROM image")}
-        return [split for split in SPLITS if split in found]
+        present = {split for (split,) in self._db.execute("SELECT DISTINCT split FROM image")}
+        return [split for split in SPLITS if split in present]
 
     def __len__(self) -> int:
         return int(self._db.execute("SELECT count(*) FROM image").fetchone()[0])
@@ -96,6 +96,10 @@ class Catalog:
 
     def keep_long_tail(self, tail: LongTail, seed: int) -> list[str]:
         """Drops training images until a long tail is left, and moves some of those dropped to ``val``.
+
+        Args:
+            tail: the long tail to leave.
+            seed: chooses the images that stay.
 
         Returns:
             Notes for people.
@@ -141,17 +145,17 @@ class Catalog:
         return [note]
 
     def digest(self, is_exact: bool = False) -> str:
-        """sha256 over the classes and the split, name, label, size and facts of every image.
+        """sha256 over the classes and the split, name, label, size and metadata of every image.
 
         Args:
             is_exact: adds everything that is known of their files: where they are and when they were changed.
         """
         digest = hashlib.sha256("\0".join(self.classes).encode("utf-8", "surrogateescape"))
-        query = "SELECT split, name, label, ifnull(num_bytes, 0), facts, path, offset, mtime_ns, data FROM image"
-        for split, name, label, num_bytes, facts, *file in self._db.execute(f"{query} ORDER BY split, name"):
+        query = "SELECT split, name, label, ifnull(num_bytes, 0), metadata, path, offset, mtime_ns, data FROM image"
+        for split, name, label, num_bytes, metadata, *file in self._db.execute(f"{query} ORDER BY split, name"):
             digest.update(b"%s\0%s\0%d\0%d\n" % (split.encode(), name, label, num_bytes))
-            if facts is not None:
-                digest.update(facts.encode())
+            if metadata is not None:
+                digest.update(metadata.encode())
             if is_exact:
                 digest.update(repr(file).encode())
         return digest.hexdigest()
@@ -160,37 +164,38 @@ class Catalog:
         """Shuffles each split, classes mixed, so that stock readers with a small buffer see well-mixed batches."""
         self._db.execute(
             "INSERT INTO ordered SELECT split, row_number() OVER (PARTITION BY split "
-            "ORDER BY order_key(split, ?, name), name) - 1 AS place, id FROM image ORDER BY split, place",
+            "ORDER BY order_key(split, ?, name), name) - 1 AS position, id FROM image ORDER BY split, position",
             (seed,),
         )
 
-    def order_by_place(self) -> None:
-        """Orders each split by file and offset."""
+    def order_by_offset(self) -> None:
+        """Orders each split by file, and within a file by offset."""
         self._db.execute(
             "INSERT INTO ordered SELECT split, row_number() OVER (PARTITION BY split ORDER BY path, offset) - 1 AS "
-            "place, id FROM image ORDER BY split, place"
+            "position, id FROM image ORDER BY split, position"
         )
 
     def files(self, split: str) -> list[tuple[str, int]]:
-        """The files that hold the images of a split, ordered by ``order_by_place``, with how many each holds."""
+        """The files that hold the images of a split, as ``order_by_offset`` orders them, with how many each holds."""
         query = "SELECT path, count(*) FROM image WHERE split = ? GROUP BY path ORDER BY path"
         return [(os.fsdecode(path), number) for path, number in self._db.execute(query, (split,))]
 
     def sizes(self, split: str) -> Iterator[int]:
         """Size in bytes of each image of an ordered split."""
         query = (
-            "SELECT ifnull(num_bytes, 0) FROM ordered JOIN image ON id = image WHERE ordered.split = ? ORDER BY place"
+            "SELECT ifnull(num_bytes, 0) FROM ordered JOIN image ON id = image WHERE ordered.split = ? "
+            "ORDER BY position"
         )
         return (size for (size,) in self._db.execute(query, (split,)))
 
-    def images(self, split: str, places: range) -> Iterator[SourceImage]:
-        """Images of an ordered split."""
+    def images(self, split: str, positions: range) -> Iterator[SourceImage]:
+        """Images of an ordered split, from ``positions.start`` up to ``positions.stop``."""
         query = (
-            "SELECT image.split, name, label, num_bytes, path, offset, mtime_ns, data, facts FROM ordered "
-            "JOIN image ON id = image WHERE ordered.split = ? AND place >= ? AND place < ? ORDER BY place"
+            "SELECT image.split, name, label, num_bytes, path, offset, mtime_ns, data, metadata FROM ordered "
+            "JOIN image ON id = image WHERE ordered.split = ? AND position >= ? AND position < ? ORDER BY position"
         )
-        for split_, name, label, num_bytes, path, offset, mtime_ns, data, facts in self._db.execute(
-            query, (split, places.start, places.stop)
+        for split_, name, label, num_bytes, path, offset, mtime_ns, data, metadata in self._db.execute(
+            query, (split, positions.start, positions.stop)
         ):
             yield SourceImage(
                 split=split_,
@@ -200,11 +205,11 @@ class Catalog:
                 path=None if path is None else os.fsdecode(path),
                 offset=offset,
                 data=data,
-                facts=facts,
+                metadata=metadata,
                 mtime_ns=mtime_ns,
             )
 
-    def _find_classes(self) -> list[str]:
+    def _classes_of_labels(self) -> list[str]:
         texts = [str(label) for (label,) in self._db.execute("SELECT DISTINCT label FROM image")]
         if all(text.isdecimal() for text in texts):
             if (largest := max(map(int, texts), default=0)) > MAX_LABEL:
@@ -240,7 +245,16 @@ def open_catalog(path: Path) -> "closing[Catalog]":
 
 
 def plan_shards(sizes: Iterable[int], max_bytes: int, max_images: int) -> list[range]:
-    """Cuts ordered images into runs within both limits (an image that is larger has its own shard)."""
+    """Positions of the images of each shard.
+
+    Args:
+        sizes: bytes of each image, in order.
+        max_bytes: images of a shard have at most so many bytes; a larger image has a shard of its own.
+        max_images: a shard has at most so many images.
+
+    Returns:
+        Consecutive ranges; a single empty one if there are no images.
+    """
     cuts, num_bytes, number = [0], 0, -1
     for number, size in enumerate(sizes):
         is_full = num_bytes + size > max_bytes or number - cuts[-1] == max_images
@@ -249,4 +263,4 @@ def plan_shards(sizes: Iterable[int], max_bytes: int, max_images: int) -> list[r
             num_bytes = 0
         num_bytes += size
     cuts.append(number + 1)
-    return [range(first, end) for first, end in pairwise(cuts)]
+    return [range(start, stop) for start, stop in pairwise(cuts)]

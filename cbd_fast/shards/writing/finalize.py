@@ -1,6 +1,7 @@
-"""What finished shards are put together to: index, list of the images left out, and manifest."""
+"""Finished shards made a dataset: index, list of the images left out, and manifest."""
 
 import csv
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from cbd_fast.errors import RunError
-from cbd_fast.files import fsync_path
+from cbd_fast.files import write_atomically
 from cbd_fast.shards.index import file_crc32, write_index
-from cbd_fast.shards.manifest import Manifest, Recipe, SplitRecord
-from cbd_fast.shards.writing.work_items import Skipped, WorkItem, finished_report, rows_path
+from cbd_fast.shards.manifest import MANIFEST_NAME, Manifest, Recipe, SplitRecord
+from cbd_fast.shards.writing.options import WriteOptions
+from cbd_fast.shards.writing.work_items import Skipped, WorkItem, entries_path, finished_report
 
 SKIPPED_NAME = "skipped.csv"
 SKIPPED_COLUMNS = ("split", "label", "name", "reason")
@@ -22,7 +24,7 @@ class WrittenDataset:
     """What became of a dataset.
 
     Attributes:
-        manifest: of the folder.
+        manifest: manifest of the folder.
         skipped: images that were left out.
         num_converted: images whose format or mode had to be changed.
         num_resized: images that were shrunk.
@@ -38,29 +40,58 @@ class WrittenDataset:
     is_new: bool = True
 
 
-def assemble(
-    folder: Path, work: Path, shards: list[WorkItem], classes: list[str], recipe: Recipe, notes: list[str]
+def finalize_dataset(
+    folder: Path,
+    work: Path,
+    items: list[WorkItem],
+    classes: list[str],
+    recipe: Recipe,
+    notes: list[str],
+    options: WriteOptions,
 ) -> WrittenDataset:
-    """Puts index and list of skipped images together out of finished shards; the manifest is not yet written.
+    """Makes a dataset of finished shards: writes the index, the list of images left out, and at last the manifest.
+
+    Args:
+        folder: the folder of the shards.
+        work: the work folder, with the report and the entries of each shard.
+        items: all shards.
+        classes: names of the classes.
+        recipe: how the shards were made.
+        notes: what people should know.
+        options: how many images may be left out.
+
+    Raises:
+        RunError: a split, or a class of the training split, has no image that can be used, or too many were left out.
+    """
+    written = _assemble(folder, work, items, classes, recipe, notes)
+    check_is_whole(written, options, folder)
+    write_atomically(folder / MANIFEST_NAME, written.manifest.to_json())
+    return written
+
+
+def _assemble(
+    folder: Path, work: Path, items: list[WorkItem], classes: list[str], recipe: Recipe, notes: list[str]
+) -> WrittenDataset:
+    """Writes index and list of images left out; the manifest is not yet written.
 
     Raises:
         RunError: a split, or a class of the training split, has no image that can be used.
     """
-    reports = {shard.name: finished_report(work, shard) for shard in shards}
+    reports = {item.name: finished_report(work, item) for item in items}
     skipped = [skip for report in reports.values() for skip in report.skipped]
     write_skipped(folder / SKIPPED_NAME, skipped)
     splits: dict[str, SplitRecord] = {}
-    for split in dict.fromkeys(shard.split for shard in shards):
-        parts = [shard for shard in shards if shard.split == split]
+    for split in dict.fromkeys(item.split for item in items):
+        parts = [item for item in items if item.split == split]
         path = folder / f"{split}.index.npy"
-        counts = write_index(path, [rows_path(work, shard) for shard in parts], len(classes))
-        _check_classes(split, counts, classes, [skip for shard in parts for skip in reports[shard.name].skipped])
+        counts = write_index(path, [entries_path(work, item) for item in parts], len(classes))
+        _check_classes(split, counts, classes, [skip for item in parts for skip in reports[item.name].skipped])
         splits[split] = SplitRecord(
             num_images=int(counts.sum()),
             class_counts=counts.tolist(),
             index=path.name,
             index_crc32=file_crc32(path),
-            shards=[reports[shard.name].record for shard in parts],
+            shards=[reports[item.name].record for item in parts],
         )
     return WrittenDataset(
         manifest=Manifest(classes=classes, splits=splits, recipe=recipe, num_skipped=len(skipped), notes=notes),
@@ -71,17 +102,34 @@ def assemble(
     )
 
 
+def check_is_whole(written: WrittenDataset, options: WriteOptions, folder: Path) -> None:
+    """Raises ``RunError`` if more images were left out than are allowed."""
+    number, manifest = written.manifest.num_skipped, written.manifest
+    listed = f"they are listed in {folder / SKIPPED_NAME}"
+    if options.is_whole and number:
+        raise RunError(
+            f"{number:,} images cannot be used, so this is not {options.preset} as published; {listed}: get them "
+            "again, or allow them with --max-bad"
+        )
+    total = number + sum(split.num_images for split in manifest.splits.values())
+    if number > options.num_bad_allowed(total):
+        raise RunError(
+            f"{folder}: was made without {number:,} images that cannot be used, and "
+            f"{options.num_bad_allowed(total):,} are allowed (--max-bad, --strict); {listed}"
+        )
+
+
 def write_skipped(path: Path, skipped: Iterable[Skipped]) -> None:
-    """Lists the images that were left out as CSV."""
-    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file)
-        writer.writerow(SKIPPED_COLUMNS)
-        writer.writerows([getattr(skip, column) for column in SKIPPED_COLUMNS] for skip in skipped)
-    fsync_path(path)
+    """Writes the images that were left out to a CSV file."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(SKIPPED_COLUMNS)
+    writer.writerows([getattr(skip, column) for column in SKIPPED_COLUMNS] for skip in skipped)
+    write_atomically(path, text.getvalue())
 
 
 def read_skipped(path: Path) -> list[Skipped]:
-    """Reads what ``write_skipped`` wrote."""
+    """The images in a file of ``write_skipped``."""
     with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
         return [Skipped(**row | {"label": int(row["label"])}) for row in csv.DictReader(file)]  # type: ignore[arg-type]
 

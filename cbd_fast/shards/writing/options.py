@@ -1,4 +1,4 @@
-"""What a dataset is to be made into, and who is told while it is made."""
+"""What a dataset is to be made into, and who hears of it while it is made."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -9,7 +9,12 @@ from cbd_fast.shards.writing.validate_image import ImageRules
 
 @dataclass(frozen=True, kw_only=True)
 class ShardSize:
-    """Where one shard ends and the next begins: at whichever limit comes first."""
+    """Where one shard ends and the next begins: at whichever limit comes first.
+
+    Attributes:
+        num_bytes: bytes of the images of a shard.
+        num_images: images of a shard.
+    """
 
     num_bytes: int = 100 * 10**6
     num_images: int = 5000
@@ -21,11 +26,11 @@ class WriteOptions:
 
     Attributes:
         seed: chooses the images of a long tail, and shuffles all images over the shards.
-        size: of a shard.
+        size: limits of a shard.
         rules: how images are checked and stored.
         tail: the long tail to make of the training split, or None.
         preset: name of the published dataset that it must be, or None.
-        max_bad_fraction: of the images; if more cannot be used, that is an error at once.
+        max_bad_fraction: fraction of the images; if more cannot be used, that is an error at once.
         is_whole: whether any image that cannot be used is an error in the end.
     """
 
@@ -48,14 +53,14 @@ class WriteOptions:
         return options | asdict(self.rules) | tail
 
 
-class Progress:
-    """Told what happens while a dataset is written; this one ignores it."""
+class WriteListener:
+    """Hears what happens while a dataset is written; this one ignores it."""
 
     def note(self, message: str) -> None:
-        """Something that a person should know."""
+        """Hears something that a person should know."""
 
     def start(self, num_images: int) -> None:
-        """``num_images`` are to be looked at."""
+        """Hears how many images are to be looked at."""
 
     def update(self, num_images: int) -> None:
-        """``num_images`` were looked at."""
+        """Hears how many images were looked at so far."""

@@ -15,13 +15,14 @@ class Preset:
 
     Attributes:
         sources: layouts that it comes in.
-        num_classes: of the training split.
-        splits: images per split; a published split may be left out, but not that for training.
+        num_classes: classes of the training split.
+        splits: images per split; a published split may be left out, but not the one for training.
         largest: training images of the largest class; None where it is not published.
-        smallest: likewise of the smallest class.
-        origin: who published it.
+        smallest: training images of the smallest class; None where it is not published.
+        origin: who published the dataset.
         causes: why what people have is often something else.
-        imbalance: of the exponential long tail that makes it out of a balanced set.
+        imbalance: imbalance of the exponential long tail that makes the dataset out of a balanced set; None where
+            nothing is to be left out.
     """
 
     sources: tuple[str, ...]
@@ -112,8 +113,13 @@ PRESETS = {
 def find_preset(name: str, source: str, tail: LongTail | None) -> tuple[Preset, LongTail | None]:
     """The preset and the long tail that goes with it.
 
+    Args:
+        name: name of the preset.
+        source: name of the layout that the dataset is in.
+        tail: the long tail that is asked for, or None.
+
     Raises:
-        InputError: it does not come in that layout, or its long tail is another than the one asked for.
+        InputError: the dataset does not come in that layout, or with another long tail than the one asked for.
     """
     preset = PRESETS[name]
     if source not in preset.sources:
@@ -133,15 +139,20 @@ def find_preset(name: str, source: str, tail: LongTail | None) -> tuple[Preset, 
 
 
 def check_preset(name: str, catalog: Catalog, num_val_per_class: int = 0) -> list[str]:
-    """Compares what is offered with what is published.
+    """Compares the images of a catalog with what is published.
+
+    Args:
+        name: name of the preset.
+        catalog: the images.
+        num_val_per_class: images per class of a validation split that the long tail made, which nobody published.
 
     Returns:
-        Notes on published splits that are not offered.
+        Notes on published splits that are not there.
 
     Raises:
         InputError: something differs; the message has both numbers and the usual causes.
     """
-    preset, found = PRESETS[name], {}
+    preset, num_images = PRESETS[name], {}
     train = catalog.counts("train")
     facts: list[tuple[str, int | None, int]] = [
         ("classes", preset.num_classes, len(train)),
@@ -149,15 +160,17 @@ def check_preset(name: str, catalog: Catalog, num_val_per_class: int = 0) -> lis
         ("images of the smallest training class", preset.smallest, int(train.min())),
     ]
     for split in catalog.splits:
-        found[split] = int(np.sum(catalog.counts(split)))
+        num_images[split] = int(np.sum(catalog.counts(split)))
         if split in preset.splits:
-            facts.append((f"{split} images", preset.splits[split], found[split]))
+            facts.append((f"{split} images", preset.splits[split], num_images[split]))
     wrong = [f"{what}: {there:,}, published {known:,}" for what, known, there in facts if known not in (None, there)]
-    unknown = [split for split in found if split not in preset.splits and not (split == "val" and num_val_per_class)]
-    wrong += [f"a split {split} of {found[split]:,} images, published none" for split in unknown]
+    unknown = [
+        split for split in num_images if split not in preset.splits and not (split == "val" and num_val_per_class)
+    ]
+    wrong += [f"a split {split} of {num_images[split]:,} images, published none" for split in unknown]
     if wrong:
         raise InputError(
             f"this is not {name} as published ({preset.origin}): {'; '.join(wrong)}. Usual causes: {preset.causes}"
         )
-    absent = {split: number for split, number in preset.splits.items() if split not in found}
+    absent = {split: number for split, number in preset.splits.items() if split not in num_images}
     return [f"{split}: not given; {name} is published with {number:,} images" for split, number in absent.items()]

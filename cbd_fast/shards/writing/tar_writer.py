@@ -1,6 +1,6 @@
 """One shard: its images checked, its tar written or indexed where it is, and what became of it.
 
-A shard is finished when its report is there; tar, rows and report are on the disk in this order, so a killed command
+A shard is finished when its report is there; tar, entries and report reach the disk in this order, so a killed command
 goes on behind the last finished shard.
 """
 
@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from cbd_fast.errors import RunError
-from cbd_fast.files import PARTIAL_SUFFIX, file_sha256, fsync_path
-from cbd_fast.shards.index import INDEX_DTYPE
+from cbd_fast.files import PARTIAL_SUFFIX, file_sha256, publish
+from cbd_fast.shards.index import INDEX_DTYPE, write_entries
 from cbd_fast.shards.manifest import ShardRecord
 from cbd_fast.shards.sources.base import SourceImage
 from cbd_fast.shards.writing.validate_image import ValidatedImage, validate_image
-from cbd_fast.shards.writing.work_items import ShardReport, Skipped, WorkItem, WorkPlan, rows_path
+from cbd_fast.shards.writing.work_items import ShardReport, Skipped, WorkItem, WorkPlan, entries_path
 
 RECORD_BYTES = 10_240  # a tar ends with zeros up to a multiple of this
 
@@ -31,16 +31,16 @@ RECORD_BYTES = 10_240  # a tar ends with zeros up to a multiple of this
 class Tally:
     """What is counted while the images of a shard pass."""
 
-    rows: list[tuple[int, ...]] = field(default_factory=list)
+    entries: list[tuple[int, ...]] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     num_converted: int = 0
     num_resized: int = 0
     num_oriented: int = 0
 
     def add(self, offset: int, shard: int, label: int, checked: ValidatedImage) -> None:
-        """Counts an image and keeps its row of the index."""
+        """Counts an image and keeps its entry of the index."""
         crc32 = zlib.crc32(checked.data)
-        self.rows.append((offset, len(checked.data), shard, label, checked.width, checked.height, crc32))
+        self.entries.append((offset, len(checked.data), shard, label, checked.width, checked.height, crc32))
         self.num_converted += checked.converted
         self.num_resized += checked.resized
         self.num_oriented += checked.oriented
@@ -50,13 +50,23 @@ class ShardWriter:
     """Makes shards one after the other; the last one reaches the disk while the next is being made."""
 
     def __init__(self, plan: WorkPlan, on_image: Callable[[], None], on_skip: Callable[[list[Skipped]], None]) -> None:
-        """``on_image`` is called before each image, ``on_skip`` with those left out of a shard at each new one."""
+        """Starts the thread that brings shards to the disk.
+
+        Args:
+            plan: what is to be done.
+            on_image: called before each image.
+            on_skip: called at each image left out, with all that were left out of its shard.
+        """
         self._plan, self._on_image, self._on_skip = plan, on_image, on_skip
         self._behind = ThreadPoolExecutor(1)
         self._unfinished: Future[None] | None = None
 
-    def make(self, shard: WorkItem, images: Iterable[SourceImage]) -> None:
+    def make(self, item: WorkItem, images: Iterable[SourceImage]) -> None:
         """Writes one tar, or indexes it where it is.
+
+        Args:
+            item: the shard to be made.
+            images: the shard's images, in order.
 
         Raises:
             OSError: the shard could not be written.
@@ -64,8 +74,8 @@ class ShardWriter:
         """
         tally = Tally()
         make = self._index if self._plan.in_place else self._write
-        temporary, sha256, num_bytes = make(shard, images, tally)
-        record = ShardRecord(file=shard.file, num_images=len(tally.rows), num_bytes=num_bytes, sha256=sha256)
+        temporary, sha256, num_bytes = make(item, images, tally)
+        record = ShardRecord(file=item.file, num_images=len(tally.entries), num_bytes=num_bytes, sha256=sha256)
         report = ShardReport(
             record=record,
             skipped=tally.skipped,
@@ -74,29 +84,29 @@ class ShardWriter:
             num_oriented=tally.num_oriented,
         )
         self.finish()
-        self._unfinished = self._behind.submit(self._keep, shard, temporary, tally.rows, report)
+        self._unfinished = self._behind.submit(self._keep, item, temporary, tally.entries, report)
 
     def finish(self) -> None:
         """Waits until the last shard is on the disk."""
         if self._unfinished is not None:
             self._unfinished.result()
 
-    def _write(self, shard: WorkItem, images: Iterable[SourceImage], tally: Tally) -> tuple[Path, str, int]:
-        temporary = self._plan.folder / f"{shard.file}.{os.getpid()}{PARTIAL_SUFFIX}"
+    def _write(self, item: WorkItem, images: Iterable[SourceImage], tally: Tally) -> tuple[Path, str, int]:
+        temporary = self._plan.folder / f"{item.file}.{os.getpid()}{PARTIAL_SUFFIX}"
         sha256, position = hashlib.sha256(), 0
         with open(temporary, "wb", buffering=0) as file:
-            for key, image in zip(shard.places, images, strict=True):
+            for key, image in zip(item.positions, images, strict=True):
                 if (checked := self._checked(image, tally)) is None:
                     continue
                 label = int(image.label)
-                facts = {"path": image.name} | json.loads(image.facts or "{}")
-                tally.add(position + tarfile.BLOCKSIZE, shard.number, label, checked)
+                metadata = {"path": image.name} | json.loads(image.metadata or "{}")
+                tally.add(position + tarfile.BLOCKSIZE, item.number, label, checked)
                 header, data, padding = tar_member(f"{key:09d}.{checked.extension}", checked.data)
                 cls = tar_member(f"{key:09d}.cls", b"%d" % label)
                 parts = (
                     header,
                     data,
-                    b"".join((padding, *cls, *tar_member(f"{key:09d}.json", json.dumps(facts).encode()))),
+                    b"".join((padding, *cls, *tar_member(f"{key:09d}.json", json.dumps(metadata).encode()))),
                 )
                 for part in parts:
                     sha256.update(part)
@@ -107,8 +117,8 @@ class ShardWriter:
             _write_all(file.fileno(), (end,))
         return temporary, sha256.hexdigest(), position + len(end)
 
-    def _index(self, shard: WorkItem, images: Iterable[SourceImage], tally: Tally) -> tuple[None, str, int]:
-        path = self._plan.folder / shard.file
+    def _index(self, item: WorkItem, images: Iterable[SourceImage], tally: Tally) -> tuple[None, str, int]:
+        path = self._plan.folder / item.file
         for image in images:
             checked = self._checked(image, tally)
             if checked is not None and checked.converted:
@@ -116,7 +126,7 @@ class ShardWriter:
                 self._skip(image, reason, tally)
             elif checked is not None:
                 assert image.offset is not None
-                tally.add(image.offset, shard.number, int(image.label), checked)
+                tally.add(image.offset, item.number, int(image.label), checked)
         return None, file_sha256(path), path.stat().st_size
 
     def _checked(self, image: SourceImage, tally: Tally) -> ValidatedImage | None:
@@ -141,21 +151,19 @@ class ShardWriter:
         """An image that cannot be read is bad; a file system that is gone is not a thousand bad images."""
         for root, device in self._plan.roots:
             try:
-                found: int | None = os.stat(root).st_dev
+                device_now: int | None = os.stat(root).st_dev
             except OSError:
-                found = None
-            if found != device:
+                device_now = None
+            if device_now != device:
                 raise RunError(f"{root}: the folder of the images is gone; once it is back, give the same command")
 
-    def _keep(self, shard: WorkItem, temporary: Path | None, rows: list[tuple[int, ...]], report: ShardReport) -> None:
+    def _keep(
+        self, item: WorkItem, temporary: Path | None, entries: list[tuple[int, ...]], report: ShardReport
+    ) -> None:
         if temporary is not None:
-            fsync_path(temporary)
-            os.replace(temporary, self._plan.folder / shard.file)
-            fsync_path(self._plan.folder)
-        path = rows_path(self._plan.work, shard)
-        np.save(path, np.array(rows, INDEX_DTYPE), allow_pickle=False)
-        fsync_path(path)
-        report.write(self._plan.work, shard)
+            publish(temporary, self._plan.folder / item.file)
+        write_entries(entries_path(self._plan.work, item), np.array(entries, INDEX_DTYPE))
+        report.write(self._plan.work, item)
 
 
 def _header_template() -> bytes:

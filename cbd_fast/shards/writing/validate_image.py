@@ -6,7 +6,6 @@ already so go in unchanged unless another size or quality is asked for; any othe
 """
 
 import io
-import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +13,7 @@ import simplejpeg
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from cbd_fast.errors import first_line
+from cbd_fast.shards.png import check_png, encode_png
 
 # MPO is what many phones and cameras write: a JPEG with others behind it, which decoders pass over
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
@@ -53,15 +53,15 @@ class ImageRules:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidatedImage:
-    """What goes into a shard.
+    """An image as a shard may hold it.
 
     Attributes:
-        data: the image's file.
-        extension: of its name, without the dot.
-        width: of the coded image in pixels, orientation tags ignored.
-        height: likewise.
-        converted: whether its format or mode had to be changed.
-        resized: whether it was shrunk.
+        data: bytes of the image's file.
+        extension: usual extension of such a file, without the dot.
+        width: width of the coded image in pixels, orientation tags ignored.
+        height: height of the coded image in pixels, orientation tags ignored.
+        converted: whether the image's format or mode had to be changed.
+        resized: whether the image was shrunk.
         oriented: whether an orientation tag, which everything here ignores, asks for a turned image.
     """
 
@@ -75,11 +75,11 @@ class ValidatedImage:
 
 
 def validate_image(data: bytes, rules: ImageRules | None = None) -> ValidatedImage:
-    """Checks an image and returns it as a shard may hold it.
+    """The image as a shard may hold it, after it was checked.
 
     Args:
         data: the bytes of an image file of any format that Pillow reads.
-        rules: how; by default it is decoded completely and keeps its size.
+        rules: how the image is checked and stored; by default it is decoded completely and keeps its size.
 
     Raises:
         ValueError: the bytes are not a whole image, or it is too large; the message is the reason.
@@ -103,13 +103,6 @@ def validate_image(data: bytes, rules: ImageRules | None = None) -> ValidatedIma
             raise ValueError(f"cannot be decoded: {first_line(error)}") from error
 
 
-def encode_png(pixels: np.ndarray) -> bytes:
-    """``(height, width)`` or ``(height, width, 3)`` uint8 as a PNG file."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
 def _stored(data: bytes, image: Image.Image, rules: ImageRules) -> ValidatedImage:
     image_format, (width, height) = image.format or "", image.size
     target = rules.target_size(width, height)
@@ -120,8 +113,8 @@ def _stored(data: bytes, image: Image.Image, rules: ImageRules) -> ValidatedImag
         extension = EXTENSIONS[image_format]
         return ValidatedImage(data=data, extension=extension, width=width, height=height, oriented=oriented)
     if image_format == "PNG":
-        _check_png(data, image)
-    pixels = _decode_jpeg(data) if fits and image_format in JPEG_FORMATS else _to_rgb(image)
+        check_png(data, image)
+    pixels = _decode_jpeg(data) if fits and image_format in JPEG_FORMATS else to_rgb(image)
     if target != image.size:
         pixels = _shrink(pixels, *target)
     as_jpeg = rules.quality is not None or (target != image.size and _is_lossy(data, image))
@@ -164,7 +157,7 @@ def _is_animated(image: Image.Image) -> bool:
 
 def _verify(data: bytes, image: Image.Image, rules: ImageRules) -> None:
     if image.format not in JPEG_FORMATS:
-        _check_png(data, image) if image.format == "PNG" else image.load()
+        check_png(data, image) if image.format == "PNG" else image.load()
     elif rules.verify == "full" or not data.endswith(b"\xff\xd9"):
         try:
             # At 1/8 of the size every coded byte is still read, and what libjpeg only warns of is an error here.
@@ -174,7 +167,7 @@ def _verify(data: bytes, image: Image.Image, rules: ImageRules) -> None:
 
 
 def _decode_jpeg(data: bytes) -> np.ndarray:
-    """``(height, width, 3)`` uint8."""
+    """Pixels of a JPEG, ``(height, width, 3)`` uint8."""
     try:
         return simplejpeg.decode_jpeg(data, "RGB", strict=True)
     except ValueError as warning:
@@ -182,7 +175,7 @@ def _decode_jpeg(data: bytes) -> np.ndarray:
 
 
 def _decode_by_reference(data: bytes, warning: ValueError) -> np.ndarray:
-    """``(height, width, 3)`` uint8 by the decoder that training uses: many of libjpeg's warnings are harmless."""
+    """Pixels by training's decoder, ``(height, width, 3)`` uint8: many of libjpeg's warnings are harmless."""
     if "premature end" in str(warning).lower():  # decoders fill up with grey what was cut off
         raise ValueError("cut off: its data ends before its pixels do") from warning
     from cbd_fast.shards.reference_decoder import decode_rgb  # takes seconds to import and is rarely needed
@@ -190,8 +183,8 @@ def _decode_by_reference(data: bytes, warning: ValueError) -> np.ndarray:
     return decode_rgb(np.frombuffer(data, np.uint8).copy()).permute(1, 2, 0).numpy()
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
-    """The (first frame of the) image, ``(height, width, 3)`` uint8; transparency is dropped, as is usual."""
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """Pixels of the (first frame of the) image, ``(height, width, 3)`` uint8; transparency is dropped, as is usual."""
     if image.mode == "F":
         raise ValueError("has floating-point pixels, of which nobody knows the range")
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255 instead of scaling
@@ -200,7 +193,7 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
 
 
 def _shrink(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Bilinear with antialiasing, as the loader resizes; ``(height, width, 3)`` uint8."""
+    """Pixels of a smaller size, ``(height, width, 3)`` uint8: bilinear with antialiasing, as the loader resizes."""
     import torch  # takes seconds to import, and most shards keep their images' size
 
     # unsqueezed before it is permuted, PyTorch knows it as channels-last and returns the same, without a copy
@@ -211,23 +204,3 @@ def _shrink(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
 
 def _encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:
     return simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="RGB", colorsubsampling="420")
-
-
-def _check_png(data: bytes, image: Image.Image) -> None:
-    """Checks a PNG to its last byte: torchvision 0.29 crashes on damaged ones, and Pillow lets short ones pass."""
-    Image.open(io.BytesIO(data)).verify()
-    image.load()
-    parts, position = [], 8
-    while position < len(data):
-        length = int.from_bytes(data[position : position + 4], "big")
-        if data[position + 4 : position + 8] == b"IDAT":
-            parts.append(data[position + 8 : position + 8 + length])
-        position += 12 + length
-    bit_depth, color_type, is_interlaced = data[24], data[25], data[28]
-    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color_type]
-    width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
-    num_bytes = height * (1 + (width * channels * bit_depth + 7) // 8)  # each row has a filter byte
-    inflate = zlib.decompressobj()
-    inflated = inflate.decompress(b"".join(parts), 2 * num_bytes + 1024)  # interlaced images have more rows
-    if not inflate.eof or len(inflated) < num_bytes or (len(inflated) > num_bytes and not is_interlaced):
-        raise ValueError("the compressed data is not as long as the image")

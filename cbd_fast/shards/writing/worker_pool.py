@@ -3,7 +3,7 @@
 Processes, not threads: much of the work is Python's, and a decoder that crashes on a damaged image ends its process
 alone. All that they leave is in the work folder, so whoever comes next finds it, however this command ends.
 
-A worker says ``next`` on its standard output for each shard that it can take, and is told its number in the plan, or
+A worker says ``next`` on its standard output for each shard that it can take, and gets its number in the plan, or
 ``end``. When its standard input ends without that, the command is dead, and the worker ends at once: otherwise it would
 go on, and be in the way of the same command given again.
 """
@@ -27,13 +27,14 @@ from PIL import Image
 
 from cbd_fast.errors import InputError, RunError
 from cbd_fast.files import write_atomically
+from cbd_fast.shards.sources.base import printable
 from cbd_fast.shards.writing.catalog import open_catalog
 from cbd_fast.shards.writing.tar_writer import ShardWriter
-from cbd_fast.shards.writing.work_items import Skipped, WorkPlan, printable
+from cbd_fast.shards.writing.work_items import Skipped, WorkPlan
 
 POLL_SECONDS = 0.1
 PLAN_NAME, PROGRESS_NAME = "plan.json", "progress"
-NUM_IMAGES, NUM_BAD, SHARD, PLACE = range(4)  # columns of the progress, of which each worker writes one row
+NUM_IMAGES, NUM_BAD, ITEM, POSITION = range(4)  # columns of the progress, of which each worker writes one row
 NUM_SHOWN = 5
 
 
@@ -41,7 +42,7 @@ class TooManyBadError(RunError):
     """More images cannot be used than are allowed; ``skipped`` are those of the unfinished shard."""
 
     def __init__(self, message: str, skipped: list[Skipped]) -> None:
-        """Keeps both."""
+        """The error with the images left out of the unfinished shard."""
         super().__init__(message)
         self.skipped = skipped
 
@@ -52,19 +53,19 @@ def make_shards(plan: WorkPlan, num_workers: int, on_progress: Callable[[int], N
     Args:
         plan: what is to be done.
         num_workers: processes.
-        on_progress: called with the number of images that were looked at so far.
+        on_progress: called with the number of images that were looked at since the workers started.
 
     Raises:
         RunError: a shard could not be made, or too many images are bad.
         OSError: the work folder cannot be written.
     """
-    if not plan.shards:
+    if not plan.items:
         return
-    num_workers = min(num_workers, len(plan.shards))
+    num_workers = min(num_workers, len(plan.items))
     write_atomically(plan.work / PLAN_NAME, plan.to_json())
     np.zeros((num_workers, 4), np.int64).tofile(plan.work / PROGRESS_NAME)
     progress = _progress(plan.work)
-    upcoming = iter(range(len(plan.shards)))
+    upcoming = iter(range(len(plan.items)))
     workers = [_start(plan.work, number) for number in range(num_workers)]
     try:
         with selectors.DefaultSelector() as selector:
@@ -102,30 +103,30 @@ def _answer(worker: "subprocess.Popen[str]", plan: WorkPlan, progress: np.ndarra
     assert worker.stdin is not None
     line = worker.stdout.readline()
     if line == "next\n":
-        taken = next(upcoming, None)
+        item_number = next(upcoming, None)
         try:
-            worker.stdin.write("end\n" if taken is None else f"{taken}\n")
+            worker.stdin.write("end\n" if item_number is None else f"{item_number}\n")
             worker.stdin.flush()
         except BrokenPipeError:  # it has just died; the end of its output will say so
             pass
         return True
     if line:
-        said = json.loads(line)
-        if said["skipped"]:
-            raise TooManyBadError(said["error"], [Skipped(**skip) for skip in said["skipped"]])
-        raise RunError(said["error"])
+        message = json.loads(line)
+        if message["skipped"]:
+            raise TooManyBadError(message["error"], [Skipped(**skip) for skip in message["skipped"]])
+        raise RunError(message["error"])
     if worker.wait() != 0:
         raise RunError(_death(plan, progress, worker.returncode))
     return False
 
 
 def _death(plan: WorkPlan, progress: np.ndarray, exitcode: int) -> str:
-    """What a worker did when it died without a word."""
+    """The message on a worker that died without a word: what it was doing."""
     cause = f"was killed by signal {-exitcode}" if exitcode < 0 else f"ended with {exitcode}"
-    shard, place = plan.shards[int(progress[SHARD])], int(progress[PLACE])
+    item, position = plan.items[int(progress[ITEM])], int(progress[POSITION])
     with open_catalog(plan.catalog) as catalog:
-        names = [image.name for image in catalog.images(shard.split, range(place, place + 1))]
-    doing = f" at {printable(names[0])!r} of {shard.split}, or just after it" if names else ""
+        names = [image.name for image in catalog.images(item.split, range(position, position + 1))]
+    doing = f" at {printable(names[0])!r} of {item.split}, or just after it" if names else ""
     return f"a worker {cause}{doing}; if it was killed for its memory, give fewer --workers"
 
 
@@ -136,16 +137,16 @@ def _progress(work: Path) -> np.ndarray:
 
 def _work(work: Path, number: int) -> None:
     plan = WorkPlan.from_json((work / PLAN_NAME).read_text())
-    everybody = _progress(work)
-    progress = everybody[number]
+    progress_of_all = _progress(work)
+    progress = progress_of_all[number]
 
     def on_image() -> None:
         progress[NUM_IMAGES] += 1
-        progress[PLACE] += 1
+        progress[POSITION] += 1
 
     def on_skip(skipped: list[Skipped]) -> None:
         progress[NUM_BAD] += 1
-        num_bad = plan.num_bad + int(everybody[:, NUM_BAD].sum())
+        num_bad = plan.num_bad + int(progress_of_all[:, NUM_BAD].sum())
         if num_bad > plan.num_bad_allowed:
             raise TooManyBadError(
                 f"{num_bad:,} images cannot be used, and {plan.num_bad_allowed:,} are allowed (--max-bad, --strict): "
@@ -156,16 +157,16 @@ def _work(work: Path, number: int) -> None:
     writer = ShardWriter(plan, on_image, on_skip)
     try:
         with open_catalog(plan.catalog) as catalog:
-            for taken in _given():
-                shard = plan.shards[taken]
-                progress[SHARD], progress[PLACE] = taken, shard.first - 1
-                writer.make(shard, catalog.images(shard.split, shard.places))
+            for item_number in _item_numbers():
+                item = plan.items[item_number]
+                progress[ITEM], progress[POSITION] = item_number, item.start - 1
+                writer.make(item, catalog.images(item.split, item.positions))
     finally:
         writer.finish()  # whatever became of the last shard, the one before is whole
 
 
-def _given() -> Iterator[int]:
-    """Numbers of the shards that the command gives."""
+def _item_numbers() -> Iterator[int]:
+    """Numbers in the plan of the shards that the command gives to this worker."""
     lines: SimpleQueue[str] = SimpleQueue()
 
     def listen() -> None:

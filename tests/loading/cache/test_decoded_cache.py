@@ -14,17 +14,18 @@ from cbd_fast.errors import InputError
 from cbd_fast.loading.cache import decoded_cache
 from cbd_fast.loading.cache.decoded_cache import choose_cached, image_bytes
 from cbd_fast.loading.sampling.policies import draw_fractions
+from cbd_fast.registry import SAMPLING
 from cbd_fast.shards.index import INDEX_DTYPE
-from tests.loading.test_loader import OPTIONS, same, with_bad_images
+from tests.helpers import OPTIONS, same, with_bad_images
 
 PLACES_LT = Path(__file__).parents[3] / "benchmarks" / "places_lt_counts.json"
 
 
-def index_rows(counts, sizes):
-    rows = np.zeros(sum(counts), INDEX_DTYPE)
-    rows["label"] = np.repeat(np.arange(len(counts)), counts)
-    rows["height"], rows["width"] = np.array(sizes).T
-    return rows
+def entries_of(counts, sizes):
+    entries = np.zeros(sum(counts), INDEX_DTYPE)
+    entries["label"] = np.repeat(np.arange(len(counts)), counts)
+    entries["height"], entries["width"] = np.array(sizes).T
+    return entries
 
 
 def starts_of(counts):
@@ -33,49 +34,49 @@ def starts_of(counts):
 
 def test_the_rarest_and_smallest_are_chosen():
     # classes of 4, 2 and 1 images; a draw of the second falls on one of 2 images, of which one is twice as large
-    rows = index_rows([4, 2, 1], [(10, 10)] * 4 + [(10, 20), (10, 10)] + [(30, 10)])
+    entries = entries_of([4, 2, 1], [(10, 10)] * 4 + [(10, 20), (10, 10)] + [(30, 10)])
     fractions = draw_fractions("class_balanced", starts_of([4, 2, 1]))
     np.testing.assert_allclose(fractions, [1 / 12, 1 / 6, 1 / 3])
     # draws per byte, times 3600: 1, 1, 1, 1, 1, 2, 1.33
-    assert choose_cached(rows, fractions, fraction=1 / 7).tolist() == [5]
-    assert choose_cached(rows, fractions, fraction=2 / 7).tolist() == [5, 6]
-    assert choose_cached(rows, fractions, fraction=1).tolist() == list(range(7))
-    assert choose_cached(rows, fractions, gigabytes=321e-9).tolist() == [
+    assert choose_cached(entries, fractions, fraction=1 / 7).tolist() == [5]
+    assert choose_cached(entries, fractions, fraction=2 / 7).tolist() == [5, 6]
+    assert choose_cached(entries, fractions, fraction=1).tolist() == list(range(7))
+    assert choose_cached(entries, fractions, gigabytes=321e-9).tolist() == [
         5
     ]  # 300 bytes on whole lines of 64, and one more
-    assert choose_cached(rows, fractions, gigabytes=(321 + 961 + 321) * 1e-9).tolist() == [0, 5, 6]
-    assert choose_cached(rows, fractions, gigabytes=320e-9).tolist() == []
+    assert choose_cached(entries, fractions, gigabytes=(321 + 961 + 321) * 1e-9).tolist() == [0, 5, 6]
+    assert choose_cached(entries, fractions, gigabytes=320e-9).tolist() == []
 
 
 def test_what_does_not_fit_is_passed_over():
     # the best per byte is too large for what is left after the next one, and for all when there is little room
-    rows = index_rows([1, 4], [(100, 100)] + [(10, 10)] * 4)
+    entries = entries_of([1, 4], [(100, 100)] + [(10, 10)] * 4)
     fractions = draw_fractions("class_balanced", starts_of([1, 4])) * np.array([100, 1])
     one, small = 30_016 + 1, 320 + 1
-    assert choose_cached(rows, fractions, gigabytes=(one + small) * 1e-9).tolist() == [0, 1]
-    assert choose_cached(rows, fractions, gigabytes=(one - 1) * 1e-9).tolist() == [1, 2, 3, 4]
+    assert choose_cached(entries, fractions, gigabytes=(one + small) * 1e-9).tolist() == [0, 1]
+    assert choose_cached(entries, fractions, gigabytes=(one - 1) * 1e-9).tolist() == [1, 2, 3, 4]
 
 
 def test_quarantined_images_are_never_chosen():
-    rows = index_rows([2, 2], [(10, 10)] * 3 + [(0, 0)])
-    assert choose_cached(rows, draw_fractions("instance", starts_of([2, 2])), fraction=1).tolist() == [0, 1, 2]
+    entries = entries_of([2, 2], [(10, 10)] * 3 + [(0, 0)])
+    assert choose_cached(entries, draw_fractions("instance", starts_of([2, 2])), fraction=1).tolist() == [0, 1, 2]
 
 
 @settings(max_examples=50, deadline=None)
 @given(
     st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(any),
-    st.sampled_from(["instance", "class_balanced", "square_root", "progressive", "sequential"]),
+    st.sampled_from([*SAMPLING, "sequential"]),
     st.floats(0, 1),
     st.randoms(use_true_random=False),
 )
 def test_no_other_choice_of_as_many_serves_more_per_byte(counts, policy, fraction, random):
-    rows = index_rows(counts, [(random.randint(1, 50), random.randint(1, 50)) for _ in range(sum(counts))])
+    entries = entries_of(counts, [(random.randint(1, 50), random.randint(1, 50)) for _ in range(sum(counts))])
     fractions = draw_fractions(policy, starts_of(counts))
     assert (fractions * counts).sum() == pytest.approx(1)
-    chosen = choose_cached(rows, fractions, fraction=fraction)
-    assert len(chosen) == int(fraction * len(rows))
-    value = (fractions[rows["label"]] / image_bytes(rows)).astype(np.float32)
-    others = np.setdiff1d(np.arange(len(rows)), chosen)
+    chosen = choose_cached(entries, fractions, fraction=fraction)
+    assert len(chosen) == int(fraction * len(entries))
+    value = (fractions[entries["label"]] / image_bytes(entries)).astype(np.float32)
+    others = np.setdiff1d(np.arange(len(entries)), chosen)
     assert not len(chosen) or not len(others) or value[chosen].min() >= value[others].max()
 
 
@@ -83,12 +84,12 @@ def test_a_fifth_of_places_lt_serves_seven_tenths_of_the_draws():
     counts = json.loads(PLACES_LT.read_text())["counts"]
     assert (sum(counts), len(counts), max(counts), min(counts)) == (62500, 365, 4980, 5)
     fractions = draw_fractions("class_balanced", starts_of(counts))
-    rows = index_rows(counts, [(256, 340)] * sum(counts))
+    entries = entries_of(counts, [(256, 340)] * sum(counts))
     by_worth = np.sort(np.repeat(1 / np.array(counts) / 365, counts))[::-1]
     for fraction, served in ((0.05, 0.39), (0.1, 0.53), (0.2, 0.70), (0.3, 0.80)):
-        chosen = choose_cached(rows, fractions, fraction=fraction)
-        assert fractions[rows["label"][chosen]].sum() == pytest.approx(by_worth[: int(fraction * 62500)].sum())
-        assert fractions[rows["label"][chosen]].sum() == pytest.approx(served, abs=0.01)
+        chosen = choose_cached(entries, fractions, fraction=fraction)
+        assert fractions[entries["label"][chosen]].sum() == pytest.approx(by_worth[: int(fraction * 62500)].sum())
+        assert fractions[entries["label"][chosen]].sum() == pytest.approx(served, abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -131,12 +132,12 @@ def test_batches_are_the_same_with_and_without(photo_shards, decoder, fraction, 
             else:  # DALI decodes boxes, whose edges may differ in the last bits
                 assert batch.ids.tolist() == expected.ids.tolist()
                 assert (batch.images - expected.images).abs().max() <= 4.5 / 255 * 5  # colours times up to 5
-        drawn = np.isin(np.concatenate([plain.plan(step).rows for step in range(12)]), kept.cache.rows)
+        drawn = np.isin(np.concatenate([plain.plan(step).indices for step in range(12)]), kept.cache.indices)
         assert kept.stats().num_cached == drawn.sum()
         assert plain.stats().num_cached == 0
 
 
-def test_evaluation_can_be_resident_too(photo_shards):
+def test_evaluation_can_be_cached_too(photo_shards):
     options = OPTIONS | {"decoder": "torch", "split": "test", "sampling": "sequential"}
     with Loader(photo_shards, **options) as plain, Loader(photo_shards, cache_gb=1, **options) as kept:
         assert all(same(a, b) for a, b in zip(plain, kept, strict=True))
@@ -155,12 +156,12 @@ def test_bad_images_are_treated_as_ever(photo_shards, tmp_path, decoder):
         assert kept.stats().num_cached == kept.stats().num_images  # each is counted once, however often planned
 
 
-def test_filling_is_told_of(photo_shards):
-    told = []
-    with Loader(photo_shards, cache=1, on_cache_fill=lambda done, total: told.append((done, total)), **OPTIONS):
-        assert told[0] == (0, 19)
-        assert told[-1] == (19, 19)
-        assert told == sorted(told)
+def test_filling_is_reported(photo_shards):
+    reported = []
+    with Loader(photo_shards, cache=1, on_cache_fill=lambda done, total: reported.append((done, total)), **OPTIONS):
+        assert reported[0] == (0, 19)
+        assert reported[-1] == (19, 19)
+        assert reported == sorted(reported)
 
 
 def test_processes_of_a_machine_share_one_block(photo_shards):

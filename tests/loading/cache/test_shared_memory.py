@@ -13,7 +13,7 @@ PROGRAM = """
 import sys, time
 from cbd_fast.loading.cache.shared_memory import SharedMemory
 
-def fill(data, tell):
+def fill(data, on_progress):
     print("filling", flush=True)
     {filling}
     data.fill_(7)
@@ -62,8 +62,8 @@ def test_the_second_finds_what_the_first_filled(name):
     assert not notes(name)  # though that process never closed its block
 
 
-def test_who_waits_is_told_of_progress_too(name):
-    first = start(name, "tell(30, 100); sys.stdin.readline()")
+def test_who_waits_sees_progress_too(name):
+    first = start(name, "on_progress(30, 100); sys.stdin.readline()")
     assert [first.stdout.readline() for _ in range(2)] == ["filling\n", "done 30 100\n"]
     second = start(name)
     assert second.stdout.readline() == "done 30 100\n"
@@ -95,7 +95,7 @@ def test_a_process_killed_while_it_fills_leaves_nothing_that_is_taken_for_whole(
 
 
 def test_where_filling_fails_the_next_one_tries(name):
-    def fail(data, tell):
+    def fail(data, on_progress):
         raise OSError("no such image")
 
     with pytest.raises(OSError, match="no such image"):

@@ -7,9 +7,7 @@ import torch
 from cbd_fast.loading.augment import Augmentation
 from cbd_fast.loading.decoding.dali_decoder import DaliDecoder
 from cbd_fast.loading.decoding.torch_decoder import TorchDecoder
-from tests.conftest import encoded
-from tests.loading.decoding.test_torch_decoder import as_array
-from tests.loading.test_augment import plan_of
+from tests.helpers import as_array, encoded, plan_of
 
 CPU = torch.device("cpu")
 
@@ -127,6 +125,6 @@ def test_whole_images_but_for_the_bad_one(images, does_all):
     files, sizes = images
     _, dali = decoders(allow_padding=False, does_all=does_all)
     expected = dali.whole(files, np.array(sizes))
-    found = dali.whole([*files[:2], files[2][:100], *files[3:]], np.array(sizes))
-    assert isinstance(found[2], str)
-    assert all(torch.equal(found[number], expected[number]) for number in range(10) if number != 2)
+    whole = dali.whole([*files[:2], files[2][:100], *files[3:]], np.array(sizes))
+    assert isinstance(whole[2], str)
+    assert all(torch.equal(whole[number], expected[number]) for number in range(10) if number != 2)

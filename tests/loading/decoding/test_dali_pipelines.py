@@ -4,7 +4,7 @@ import torch
 
 from cbd_fast.loading.decoding.dali_pipelines import TASKS, build_pipeline
 from cbd_fast.shards.reference_decoder import decode_rgb
-from tests.conftest import encoded
+from tests.helpers import encoded
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -13,7 +13,7 @@ def test_each_does_its_part(photos, task):
     data = np.frombuffer(encoded(pixels), np.uint8).copy()
     image = decode_rgb(data).permute(1, 2, 0)
     pipeline = build_pipeline(task, batch_size=2, num_threads=1, device=torch.device("cpu"), image_size=32)
-    inputs = {"sources": [image.numpy() if task == "crop_images" else data]}
+    inputs = {"images": [image.numpy() if task == "crop_images" else data]}
     if task != "decode":
         inputs |= {"anchors": [np.array([10, 20], np.int32)], "shapes": [np.array([60, 80], np.int32)]}
     (output,) = pipeline.run(**inputs)

@@ -6,16 +6,11 @@ from torchvision.transforms import v2
 
 from cbd_fast.loading.decoding.torch_decoder import TorchDecoder, crop_and_resize
 from cbd_fast.shards.reference_decoder import decode_rgb
-from tests.conftest import encoded
-from tests.loading.test_augment import plan_of
+from tests.helpers import as_array, encoded, plan_of
 
 
 def decode_crop(data: np.ndarray, box: np.ndarray, image_size: int) -> torch.Tensor:
     return crop_and_resize(decode_rgb(data).permute(1, 2, 0), box, image_size)
-
-
-def as_array(data: bytes) -> np.ndarray:
-    return np.frombuffer(data, np.uint8).copy()
 
 
 @pytest.mark.parametrize("box", [(10, 20, 300, 400), (0, 0, 427, 640), (100, 100, 50, 30), (5, 5, 224, 224)])

@@ -7,8 +7,8 @@ from cbd_fast.loading.sampling import parallel_map
 from cbd_fast.loading.sampling.parallel_map import map_range, on_all_cores
 
 
-@pytest.mark.parametrize(("first", "end"), [(0, 0), (3, 4), (7, 17), (0, 30)])
-def test_a_range_is_mapped_in_blocks(first, end, monkeypatch):
+@pytest.mark.parametrize(("start", "stop"), [(0, 0), (3, 4), (7, 17), (0, 30)])
+def test_a_range_is_mapped_in_blocks(start, stop, monkeypatch):
     monkeypatch.setattr(parallel_map, "BLOCK_SIZE", 10)
     lengths = []
 
@@ -16,10 +16,10 @@ def test_a_range_is_mapped_in_blocks(first, end, monkeypatch):
         lengths.append(len(numbers))
         return numbers * numbers
 
-    values = map_range(square, first, end, np.uint32)
+    values = map_range(square, start, stop, np.uint32)
     assert values.dtype == np.uint32
-    assert values.tolist() == [number * number for number in range(first, end)]
-    assert sum(lengths) == end - first
+    assert values.tolist() == [number * number for number in range(start, stop)]
+    assert sum(lengths) == stop - start
     assert max(lengths, default=0) <= 10
 
 

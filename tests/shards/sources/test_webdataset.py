@@ -9,7 +9,7 @@ import webdataset
 from cbd_fast.errors import InputError
 from cbd_fast.shards.sources.webdataset import TarLayout, webdataset_source, webdataset_tars
 from cbd_fast.shards.writing.catalog import Catalog
-from tests.conftest import encoded
+from tests.helpers import encoded
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_stock_shards(tmp_path, image):
     ]
     images = list(webdataset_source(tmp_path, TarLayout()).images())
     assert all(p.read() == image for p in images)
-    assert [json.loads(p.facts) for p in images] == [{"n": 0}, {"n": 1}, {"n": 2}]
+    assert [json.loads(p.metadata) for p in images] == [{"n": 0}, {"n": 1}, {"n": 2}]
 
 
 def test_labels_and_extensions_of_all_sorts(tmp_path, image):

@@ -20,20 +20,20 @@ from cbd_fast.shards.manifest import read_manifest
 from cbd_fast.shards.sources.archives import digits_source
 from cbd_fast.shards.sources.image_folder import folder_source
 from cbd_fast.shards.writing.dataset_writer import write_dataset
-from cbd_fast.shards.writing.options import Progress, ShardSize, WriteOptions
+from cbd_fast.shards.writing.options import ShardSize, WriteListener, WriteOptions
 from cbd_fast.shards.writing.validate_image import ImageRules
-from tests.conftest import encoded
+from tests.helpers import encoded
 
 
 def source_of(root):
     return folder_source({split: root / split for split in ("train", "test")})
 
 
-def write(root, out, num_workers=2, progress=None, **options):
-    return write_dataset(source_of(root), out, WriteOptions(**options), num_workers=num_workers, progress=progress)
+def write(root, out, num_workers=2, listener=None, **options):
+    return write_dataset(source_of(root), out, WriteOptions(**options), num_workers=num_workers, listener=listener)
 
 
-class Notes(Progress):
+class Notes(WriteListener):
     def __init__(self):
         self.notes, self.updates = [], []
 
@@ -64,15 +64,15 @@ def test_index_finds_every_image(image_folder, photo_shards):
     manifest = read_manifest(photo_shards)
     offered = {p.name: p.read() for p in source_of(image_folder).images() if p.split == "train"}
     index = ClassIndex.open(photo_shards / "train.index.npy", 3)
-    found = {}
-    for row in index.rows:
-        with open(photo_shards / manifest.splits["train"].shards[row["shard"]].file, "rb") as file:
-            file.seek(int(row["offset"]))
-            data = file.read(int(row["size"]))
-        assert zlib.crc32(data) == row["crc32"]
-        found[data] = row["label"]
+    labels = {}
+    for entry in index.entries:
+        with open(photo_shards / manifest.splits["train"].shards[entry["shard"]].file, "rb") as file:
+            file.seek(int(entry["offset"]))
+            data = file.read(int(entry["size"]))
+        assert zlib.crc32(data) == entry["crc32"]
+        labels[data] = entry["label"]
     classes = {data: manifest.classes.index(name.split("/")[0]) for name, data in offered.items()}
-    assert found == classes
+    assert labels == classes
 
 
 def test_tars_are_plain_and_class_mixed(photo_shards):
@@ -92,7 +92,7 @@ def test_stock_webdataset_reads_them(photo_shards):
     samples = list(dataset)
     assert len(samples) == 19
     index = ClassIndex.open(photo_shards / "train.index.npy", 3)
-    in_order = np.sort(index.rows, order="offset")
+    in_order = np.sort(index.entries, order="offset")
     assert [label for _, label, _ in samples] == in_order["label"].tolist()
     assert [tuple(image.shape[1:]) for image, _, _ in samples] == in_order[["height", "width"]].tolist()
 
@@ -107,9 +107,9 @@ def test_dali_reads_them(image_folder, tmp_path):
         )
         pipeline.set_outputs(fn.decoders.image(encoded_images, output_type=types.RGB), labels)
     images, labels = pipeline.run()
-    rows = np.sort(ClassIndex.open(out / "train.index.npy", 10).rows, order="offset")
+    entries = np.sort(ClassIndex.open(out / "train.index.npy", 10).entries, order="offset")
     assert np.asarray(images.as_tensor()).shape == (304, 32, 32, 3)
-    assert [int(bytes(np.asarray(label))) for label in labels] == rows["label"].tolist()
+    assert [int(bytes(np.asarray(label))) for label in labels] == entries["label"].tolist()
 
 
 def test_bad_images_are_left_out_and_listed(photos, tmp_path):
@@ -173,13 +173,22 @@ def test_a_folder_that_holds_something_else_is_refused(image_folder, tmp_path):
         write(image_folder, out / "dataset.json")
 
 
+def test_shards_of_an_older_version_are_not_touched(image_folder, tmp_path):
+    write(image_folder, tmp_path / "out")
+    path = tmp_path / "out" / "dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 1}))
+    with pytest.raises(InputError, match=r"made by an older version .* make the shards again, in another folder"):
+        write(image_folder, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_an_unwritable_place_is_said(image_folder, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="no folder can be made there"):
         write(image_folder, tmp_path / "file" / "out")
 
 
-class Killed(Progress):
+class Killed(WriteListener):
     """Ends the command, as Ctrl-C does, when some images are done."""
 
     def update(self, num_images):
@@ -192,7 +201,7 @@ def test_an_interrupted_command_is_not_mixed_up_with_another(image_folder, tmp_p
     shutil.copytree(image_folder, root)
     write(root, tmp_path / "whole", **options)
     with pytest.raises(KeyboardInterrupt):
-        write(root, tmp_path / "out", progress=Killed(), **options)
+        write(root, tmp_path / "out", listener=Killed(), **options)
     half = tmp_path / f"out{PARTIAL_SUFFIX}"
     assert list(half.glob("*.tar"))
     before = sorted(half.rglob("*"))
@@ -225,7 +234,7 @@ def test_nothing_is_done_twice_after_an_error(image_folder, tmp_path):
     listed = tmp_path / f"out{PARTIAL_SUFFIX}" / ".cbd_fast-work" / "skipped.csv"
     assert "test,2,cat/1.png,not an image, or of an unknown format" in listed.read_text().replace('"', "")
     notes = Notes()
-    written = write(root, tmp_path / "out", max_bad_fraction=1, progress=notes, **options)
+    written = write(root, tmp_path / "out", max_bad_fraction=1, listener=notes, **options)
     assert notes.updates[0] == 19  # the five shards of train were there
     assert written.manifest.num_skipped == 1
     with pytest.raises(RunError, match="was made without 1 images that cannot be used, and 0 are allowed"):
@@ -263,14 +272,14 @@ def test_shards_inside_the_images_are_refused(image_folder):
 def test_two_commands_do_not_write_the_same_folder(image_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("cbd_fast.files.LOCK_SECONDS", 0)
 
-    class Second(Progress):
+    class Second(WriteListener):
         def start(self, num_images):
             with pytest.raises(InputError, match="another command is writing there"):
                 write(image_folder, tmp_path / "out")
             self.tried = True
 
     second = Second()
-    write(image_folder, tmp_path / "out", progress=second)
+    write(image_folder, tmp_path / "out", listener=second)
     assert second.tried
     assert (tmp_path / "out" / "dataset.json").exists()
 
@@ -278,8 +287,8 @@ def test_two_commands_do_not_write_the_same_folder(image_folder, tmp_path, monke
 def test_images_are_shrunk_and_the_index_knows(image_folder, tmp_path):
     rules = ImageRules(short_side=50)
     written = write(image_folder, tmp_path / "out", rules=rules)
-    rows = ClassIndex.open(tmp_path / "out" / "train.index.npy", 3).rows
-    assert np.minimum(rows["width"], rows["height"]).tolist() == [50] * 19
+    entries = ClassIndex.open(tmp_path / "out" / "train.index.npy", 3).entries
+    assert np.minimum(entries["width"], entries["height"]).tolist() == [50] * 19
     assert written.num_resized == 25
     assert written.manifest.recipe.options["short_side"] == 50
     with tarfile.open(tmp_path / "out" / "train-000000.tar") as tar:

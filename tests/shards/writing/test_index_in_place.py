@@ -1,5 +1,6 @@
 import hashlib
 import json
+import tarfile
 
 import numpy as np
 import pytest
@@ -7,15 +8,16 @@ import webdataset
 
 from cbd_fast import Loader
 from cbd_fast.errors import InputError, RunError
+from cbd_fast.files import PARTIAL_SUFFIX
 from cbd_fast.shards.manifest import read_manifest
 from cbd_fast.shards.reader import ShardReader
 from cbd_fast.shards.sources.webdataset import TarLayout, webdataset_source
 from cbd_fast.shards.verify import verify_split
-from cbd_fast.shards.writing import index_in_place
+from cbd_fast.shards.writing import finalize
 from cbd_fast.shards.writing.dataset_writer import write_dataset
 from cbd_fast.shards.writing.index_in_place import index_dataset
-from cbd_fast.shards.writing.options import Progress, WriteOptions
-from tests.conftest import cut, encoded
+from cbd_fast.shards.writing.options import WriteListener, WriteOptions
+from tests.helpers import cut, encoded
 
 
 @pytest.fixture
@@ -57,11 +59,11 @@ def test_foreign_shards_become_class_balanced_untouched(foreign):
     train = ShardReader(foreign, "train")
     samples = webdataset.WebDataset(sorted(map(str, foreign.glob("train*.tar"))), shardshuffle=False)
     stock = [(sample["__key__"], sample["txt"].decode(), sample.get("png") or sample["jpeg"]) for sample in samples]
-    rows = np.argsort(train.index.rows, order=["shard", "offset"])
-    for row, (key, name, image) in zip(rows, stock, strict=True):
-        assert train.read(row).tobytes() == image
-        assert written.manifest.classes[train.index.rows["label"][row]] == name
-        assert train.name(row).split(":")[1].startswith(key)
+    indices = np.argsort(train.index.entries, order=["shard", "offset"])
+    for position, (key, name, image) in zip(indices, stock, strict=True):
+        assert train.read(position).tobytes() == image
+        assert written.manifest.classes[train.index.entries["label"][position]] == name
+        assert train.name(position).split(":")[1].startswith(key)
 
 
 def test_a_key_of_the_json_as_label(foreign):
@@ -83,6 +85,25 @@ def test_indexing_again_sees_what_changed(foreign):
     assert not verify_split(foreign, manifest, "train", is_full=False, num_workers=1).problems
 
 
+def test_a_folder_that_an_older_version_indexed_is_indexed_anew(foreign):
+    manifest = index(foreign).manifest
+    old = {"format": manifest.format, "format_version": 1, "recipe": {"source": "webdataset in place"}}
+    (foreign / "dataset.json").write_text(json.dumps(old))
+    (foreign / f"train.index.npy{PARTIAL_SUFFIX}").touch()  # of a killed command
+    with pytest.raises(InputError, match=r"index the shards again with cbd-fast index"):
+        ShardReader(foreign, "train")
+    assert index(foreign).manifest == manifest == read_manifest(foreign)
+    assert not list(foreign.glob(f"*{PARTIAL_SUFFIX}"))
+
+
+def test_notes_hold_whatever_names_members_have(foreign):
+    with tarfile.open(foreign / "train-x.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("caf\udce9.txt"))  # a sample without an image
+    notes = index(foreign).manifest.notes
+    assert r"train-x.tar: 1 samples without an image are passed over, such as caf\udce9.txt" in notes
+    assert read_manifest(foreign).notes == notes
+
+
 def test_images_that_only_rewriting_can_use_are_left_out(foreign, photos):
     with webdataset.ShardWriter(f"{foreign}/train-x%d.tar", verbose=0) as writer:
         writer.write({"__key__": "odd", "txt": "cat", "bmp": encoded(photos[0][:20, :20], "bmp")})
@@ -99,9 +120,9 @@ def test_rewriting_keeps_labels_and_json(foreign, tmp_path):
     written = write_dataset(source, out, WriteOptions(), num_workers=2)
     assert written.manifest.splits["train"].class_counts == [12, 4, 2]
     for sample in webdataset.WebDataset(str(out / "train-000000.tar"), shardshuffle=False):
-        facts = json.loads(sample["json"])
-        assert facts["who"] == ["cat", "dog", "emu"][int(sample["cls"])]
-        assert facts["path"].endswith(f"train/{facts['number']:03d}." + ("png" if "png" in sample else "jpeg"))
+        metadata = json.loads(sample["json"])
+        assert metadata["who"] == ["cat", "dog", "emu"][int(sample["cls"])]
+        assert metadata["path"].endswith(f"train/{metadata['number']:03d}." + ("png" if "png" in sample else "jpeg"))
 
 
 def test_our_own_shards_need_no_index(photo_shards, tmp_path):
@@ -136,13 +157,13 @@ def test_a_published_set_must_be_whole_in_place_too(foreign):
 def test_a_second_command_does_not_disturb_the_first(foreign, monkeypatch):
     monkeypatch.setattr("cbd_fast.files.LOCK_SECONDS", 0)
 
-    class Second(Progress):
+    class Second(WriteListener):
         def start(self, num_images):
             with pytest.raises(InputError, match="another command is writing there"):
                 index(foreign)
 
     source = webdataset_source(foreign, TarLayout())
-    written = index_dataset(source, foreign, WriteOptions(), num_workers=1, progress=Second())
+    written = index_dataset(source, foreign, WriteOptions(), num_workers=1, listener=Second())
     assert written.manifest.splits["train"].num_images == 18
 
 
@@ -151,7 +172,7 @@ def test_a_command_killed_at_its_end_goes_on(foreign, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(index_in_place, "check_is_whole", killed)
+        patch.setattr(finalize, "check_is_whole", killed)
         with pytest.raises(KeyboardInterrupt):
             index(foreign)
     assert (foreign / "skipped.csv").exists()

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from cbd_fast.shards.writing.validate_image import ImageRules, validate_image
-from tests.conftest import encoded
+from tests.helpers import encoded
 
 
 def read(data: bytes) -> np.ndarray:
@@ -81,9 +81,9 @@ def test_flipped_bits_are_refused_or_harmless_but_never_end_the_process(photos, 
     data = encoded(photos[0][:40, :60], extension)
     rng = np.random.default_rng(0)
     reasons = []
-    for place in rng.integers(0, len(data), 100):
+    for position in rng.integers(0, len(data), 100):
         damaged = bytearray(data)
-        damaged[place] ^= 1 << int(rng.integers(8))
+        damaged[position] ^= 1 << int(rng.integers(8))
         try:
             validate_image(bytes(damaged))
         except ValueError as error:
