@@ -125,6 +125,7 @@ def test_a_single_image(predictor, files, pixels):
     for single in (files[0], Path(files[0]).read_bytes(), Image.open(files[0])):
         assert_alike(predictor(single), expected, tolerance=2e-3)
     assert_alike(predictor(pixels[0]), predictor([pixels[0]]))
+    assert_alike(predictor(torch.from_numpy(pixels[0]).permute(2, 0, 1)), predictor([pixels[0]]))
 
 
 def test_open_files_are_images_too_and_not_lines(predictor, image_folder):
@@ -133,7 +134,6 @@ def test_open_files_are_images_too_and_not_lines(predictor, image_folder):
     with open(path, "rb") as file:
         assert_alike(predictor(file), expected)
         assert_alike(predictor([io.BytesIO(path.read_bytes())]), expected)
-    assert_alike(predictor(torch.from_numpy(pixels[0]).permute(2, 0, 1)), predictor([pixels[0]]))
 
 
 def test_the_order_is_kept_and_the_batch_size_changes_nothing(predictor, files, model_folder):
