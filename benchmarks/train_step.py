@@ -4,7 +4,7 @@
         [--teacher-precision auto] [--rounds 5] [--seconds 1] [--trained DIR --shards DIR] [--out FILE.json]
 
 Every case is a stage's true step (losses, backward, optimizer) on one batch that is already on the device; 0 teachers
-is stage one. SideStream each other, in turns, so that whatever else the machine does meets all alike:
+is stage one. Beside each other, in turns, so that whatever else the machine does meets all alike:
 
 - naive: plain modules in float32, in PyTorch's default layout, the teachers one after the other, nothing compiled;
 - naive teachers: the same teachers beside the student in the form in which the project trains it;
@@ -19,8 +19,7 @@ finished run's teacher-1 and test images of --shards.
 
 import argparse
 import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import release_memory
 from arguments import names, teacher_counts
 from report import machine_and_versions, print_table, write_json
+from timing import measured_rounds
 from torch import Tensor
 
 from cbd_fast import Loader
@@ -46,8 +46,7 @@ from cbd_fast.training.plan import ModelSpec, join_setup
 from cbd_fast.training.run_dir import CONFIG_NAME
 from cbd_fast.training.train_step import TrainStep, make_train_step, what_is_compiled
 
-LONG_RUN = 10**6  # steps: all that pays is compiled
-NUM_CLASSES = 1000
+LONG_RUN, NUM_CLASSES = 10**6, 1000  # steps: all that pays is compiled
 SMALL = ("resnet32", "small_convnet")  # for images of 32 pixels
 CONTESTANTS = ("naive", "naive teachers", "ours", "compiled the other way", "student", "teachers")
 NAIVE = {"compile": False, "channels_last": False}
@@ -126,39 +125,6 @@ def measured_steps(backbone: str, precision: str, num_teachers: int, arguments: 
         precision += f", teachers in {arguments.teacher_precision}"
     facts = {"backbone": backbone, "precision": precision, "num_teachers": num_teachers, "batch_size": len(labels)}
     return facts | {"median": median, "rounds": rounds}
-
-
-def measured_rounds(
-    contestants: Mapping[str, Callable[[], Any]], device: torch.device, arguments: argparse.Namespace
-) -> dict[str, list[float]]:
-    """Milliseconds of each contestant in each round, after one to warm up and to compile."""
-    rounds: dict[str, list[float]] = {name: [] for name in contestants}
-    for number in range(arguments.rounds + 1):
-        for name, contestant in contestants.items():
-            milliseconds = measured(contestant, device, arguments.seconds)
-            if number:
-                rounds[name].append(milliseconds)
-    return rounds
-
-
-def measured(work: Callable[[], Any], device: torch.device, seconds: float) -> float:
-    """Milliseconds of one call, of those that fit into some seconds after another one; at least one."""
-    work()
-    wait(device)
-    at_once = 10 if device.type == "cuda" else 1  # a GPU is not waited for after each, as in training
-    num_calls, began = 0, time.perf_counter()
-    while num_calls == 0 or time.perf_counter() - began < seconds:
-        for _ in range(at_once):
-            work()
-        wait(device)
-        num_calls += at_once
-    return 1000 * (time.perf_counter() - began) / num_calls
-
-
-def wait(device: torch.device) -> None:
-    """Returns when the device has done all its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def train_step_of(config: Config, num_teachers: int) -> TrainStep:

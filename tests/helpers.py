@@ -1,5 +1,6 @@
 """What several test modules need: images, small runs, commands as users type them, other readers."""
 
+import filecmp
 import io
 import json
 import os
@@ -51,6 +52,14 @@ def config_of(output="run", shards="s", *, base=SMALL_RUN, **sections) -> Config
 def digits_config(output, shards, **sections) -> Config:
     """A run of some seconds on the handwritten digits."""
     return config_of(output, shards, base=DIGITS_RUN, **sections)
+
+
+def digits_config_file(folder, shards, **sections) -> Path:
+    """The file of a run on the digits as users write it, with the run's folder beside it."""
+    data = {"num_classes": 10, "augmentation": {"crop": "pad_and_crop"}}
+    path = folder / "config.yaml"
+    path.write_text(config_of(folder / "run", shards, data=data, **sections).to_yaml())
+    return path
 
 
 def metrics_of(output) -> list[dict]:
@@ -185,3 +194,10 @@ def check_by_stock_readers(folder: Path, expected: dict[str, list[int]]) -> None
         images, labels = pipeline.run()
         assert [int(bytes(np.asarray(each))) for each in labels] == rows["label"].tolist()
         assert [np.asarray(each).shape[:2] for each in images] == rows[["height", "width"]].tolist()
+
+
+def assert_same_files(first, second):
+    files = sorted(path.name for path in first.iterdir())
+    assert files == sorted(path.name for path in second.iterdir())
+    same, different, missing = filecmp.cmpfiles(first, second, files, shallow=False)
+    assert (sorted(same), different, missing) == (files, [], [])

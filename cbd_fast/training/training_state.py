@@ -19,7 +19,7 @@ class TrainingState:
     """
 
     def __init__(self, train_step: TrainStep, spec: ModelSpec, *, selects_best: bool) -> None:
-        """Puts the last checkpoint, if there is one, into the train_step."""
+        """Puts the last checkpoint, if there is one, into the model and its optimiser."""
         self._train_step, self._spec = train_step, spec
         self._accelerator = train_step.accelerator
         self._began = time.perf_counter()

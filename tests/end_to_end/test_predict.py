@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from safetensors.torch import save_file
 
 from cbd_fast.cli.main import main
@@ -20,6 +19,7 @@ from cbd_fast.cli.predict import find_images
 from cbd_fast.registry import BACKBONES
 from cbd_fast.shards.reader import ShardReader
 from cbd_fast.training.models import build_model
+from tests.helpers import digits_config_file
 
 COMMAND = [sys.executable, "-m", "cbd_fast.cli.main"]
 ON_CPU = ["--device", "cpu"]
@@ -272,20 +272,9 @@ def test_a_model_with_a_backbone_of_a_plugin(predict, model, images, tmp_path, m
 
 def test_a_trained_model_answers_as_its_evaluation(predict, digits_shards, tmp_path):
     """Shards, a run of both stages, and the predictions of the student, copied elsewhere, on the test images."""
-    settings = {
-        "output": str(tmp_path / "run"),
-        "data": {
-            "shards": str(digits_shards),
-            "num_classes": 10,
-            "image_size": 32,
-            "augmentation": {"crop": "pad_and_crop"},
-        },
-        "model": {"backbone": "small_convnet"},
-        "optimization": {"steps": 40, "global_batch": 32},
-        "stage_one": {"teachers": [{"seed": 1}, {"seed": 2}]},
-    }
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
-    done = cbd_fast("train", "--config", tmp_path / "config.yaml", env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
+    stage_one, optimization = {"teachers": [{"seed": 1}, {"seed": 2}]}, {"steps": 40, "global_batch": 32}
+    config = digits_config_file(tmp_path, digits_shards, optimization=optimization, stage_one=stage_one)
+    done = cbd_fast("train", "--config", config, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
     assert done.returncode == 0, done.stderr
     reader = ShardReader(digits_shards, "test")
     labels = reader.index.labels(np.arange(len(reader))).tolist()

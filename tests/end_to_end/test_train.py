@@ -11,15 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
 
 from cbd_fast import Loader
 from cbd_fast.config.schema import Config
 from cbd_fast.shards.reader import ShardReader
 from cbd_fast.training.trackers import tracked_values
-from tests.helpers import scalars
+from tests.helpers import REPOSITORY, digits_config_file, scalars
 
-REPOSITORY = Path(__file__).parents[2]
 LAUNCH = [str(Path(sys.executable).with_name("accelerate")), "launch"]
 ON_CPU = os.environ | {"ACCELERATE_USE_CPU": "true"}
 LAUNCH_TWO = [*LAUNCH, "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
@@ -33,22 +31,13 @@ def train(config, *overrides, launcher=(sys.executable,), **options):
 @pytest.fixture
 def config(digits_shards, tmp_path) -> Path:
     """A short run of both stages with two teachers."""
-    settings = {
-        "output": str(tmp_path / "run"),
-        "data": {
-            "shards": str(digits_shards),
-            "num_classes": 10,
-            "image_size": 32,
-            "augmentation": {"crop": "pad_and_crop"},
-        },
-        "model": {"backbone": "small_convnet"},
-        "optimization": {"steps": 12, "global_batch": 16, "accumulation": 2},
-        "stage_one": {"teachers": [{"seed": 1}, {"seed": 1, "color_jitter": 1.0}]},
-        "runtime": {"log_every": 4, "checkpoint_every": 5, "record_batches": True},
-    }
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(settings))
-    return path
+    return digits_config_file(
+        tmp_path,
+        digits_shards,
+        optimization={"steps": 12, "global_batch": 16, "accumulation": 2},
+        stage_one={"teachers": [{"seed": 1}, {"seed": 1, "color_jitter": 1.0}]},
+        runtime={"log_every": 4, "checkpoint_every": 5, "record_batches": True},
+    )
 
 
 def read_lines(path):

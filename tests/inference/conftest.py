@@ -1,13 +1,17 @@
 """A finished model for the images of ``image_folder``."""
 
+import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
-from cbd_fast import Loader
+from cbd_fast import Loader, Predictor
 from cbd_fast.config.schema import Config
+from cbd_fast.inference.predictor import Prediction
 from cbd_fast.shards.manifest import read_manifest
 from cbd_fast.training.checkpoint import save_weights
 from cbd_fast.training.model_folder import make_model_card, write_model_card
@@ -57,3 +61,38 @@ def write_model(folder: Path, shards: Path, **settings) -> Path:
     save_weights(folder / "model.safetensors", model)
     write_model_card(folder, card)
     return folder
+
+
+@pytest.fixture(scope="module", params=["torch", "dali"])
+def predictor(request, model_folder):
+    with Predictor(model_folder, device="cpu", batch_size=4, decoder=request.param) as predictor:
+        assert predictor.decoder == request.param
+        yield predictor
+
+
+@pytest.fixture(scope="module")
+def pixels(photos) -> list[np.ndarray]:
+    """Pieces of photographs of several sizes, ``(H, W, 3)`` uint8."""
+    corners = [(9 * number, 31 * number, 200 + 40 * number) for number in range(6)]
+    return [photos[top % 2][top:, left:right].copy() for top, left, right in corners]
+
+
+@pytest.fixture(scope="module")
+def files(image_folder) -> list[str]:
+    """The paths of all images, not in their order in the shards."""
+    return sorted(map(str, image_folder.glob("*/*/*.*")), reverse=True)
+
+
+def png(image: Image.Image | np.ndarray, image_format: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+def assert_alike(predictions: list[Prediction], expected: list[Prediction], tolerance: float = 1e-5) -> None:
+    assert len(predictions) == len(expected)
+    for ours, theirs in zip(predictions, expected, strict=True):
+        assert (ours.error, theirs.error) == (None, None)
+        assert ours.labels == theirs.labels
+        assert ours.classes == theirs.classes
+        np.testing.assert_allclose(ours.probabilities, theirs.probabilities, atol=tolerance)

@@ -55,7 +55,7 @@ def losses(
     alpha: float = 0.0,
     beta: float = 0.0,
 ) -> dict[str, float]:
-    """ModelSetup one without a target: cross-entropy. ModelSetup two: ``(1 - alpha) CE + alpha beta mean(1 - cos)``."""
+    """Stage one without a target: cross-entropy. Stage two: ``(1 - alpha) CE + alpha beta mean(1 - cos)``."""
     features, logits = features_and_logits(model)
     of_label = logits[np.arange(len(labels)), labels]
     highest = logits.max(axis=1)

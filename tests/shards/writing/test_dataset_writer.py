@@ -1,5 +1,4 @@
 import csv
-import filecmp
 import json
 import os
 import shutil
@@ -22,7 +21,7 @@ from cbd_fast.shards.sources.image_folder import folder_source
 from cbd_fast.shards.writing.dataset_writer import write_dataset
 from cbd_fast.shards.writing.options import ShardSize, WriteListener, WriteOptions
 from cbd_fast.shards.writing.validate_image import ImageRules
-from tests.helpers import encoded
+from tests.helpers import assert_same_files, encoded
 
 
 def source_of(root):
@@ -294,10 +293,3 @@ def test_images_are_shrunk_and_the_index_knows(image_folder, tmp_path):
     with tarfile.open(tmp_path / "out" / "train-000000.tar") as tar:
         kinds = {name.rpartition(".")[2] for name in tar.getnames()}
     assert kinds == {"jpg", "png", "cls", "json"}  # what was lossless stays so
-
-
-def assert_same_files(first, second):
-    files = sorted(path.name for path in first.iterdir())
-    assert files == sorted(path.name for path in second.iterdir())
-    same, different, missing = filecmp.cmpfiles(first, second, files, shallow=False)
-    assert (sorted(same), different, missing) == (files, [], [])
