@@ -1,19 +1,17 @@
 """Whole files or none: everything is written under a temporary name and renamed when it is complete."""
 
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cbd_fast.errors import InputError
+from cbd_fast.errors import InputError, describe_os_error, full_disk_error
+from cbd_fast.folder_lock import locked_folder
 
 PARTIAL_SUFFIX = ".cbd_fast-partial"  # nobody else's file or folder has such a name
-LOCK_SECONDS = 10.0  # how long a command waits for a folder that another has
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
@@ -23,26 +21,53 @@ def write_atomically(path: Path, data: bytes | str) -> None:
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path, num_bytes: int | None = None) -> Iterator[Path]:
     """Yields a path beside ``path`` to write to; the file becomes ``path`` when the block ends without an error.
 
     It is on the disk before it gets its name, and so is the name when the block has ended. After an error nothing is
     left; after a kill the file stays under its temporary name, which nothing opens.
+
+    Args:
+        path: the file's name in the end.
+        num_bytes: about how large it will be, for the message if the disk is full.
+
+    Raises:
+        OSError: it cannot be written; the message says how much is missing where the disk is full.
     """
     temporary = path.with_name(path.name + PARTIAL_SUFFIX)
     try:
         yield temporary
         publish(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        full = full_disk_error(error, path, num_bytes) if isinstance(error, Exception) else None
+        with suppress(OSError):  # such as where the folder has become read-only
+            temporary.unlink(missing_ok=True)
+        if full is not None and full is not error:
+            raise full from error
         raise
 
 
 def publish(temporary: Path, path: Path) -> None:
     """Gives a finished file or folder its name; returns when both it and the name have reached the disk."""
-    fsync_path(temporary)
+    settle(temporary)
     os.replace(temporary, path)
     fsync_path(path.parent)
+
+
+def settle(path: Path) -> None:
+    """Returns when a file or folder has reached the disk; a file's mode becomes the one of this process's new files.
+
+    Some libraries write files that nobody else may read, whatever the umask.
+    """
+    if not path.is_dir():
+        path.chmod(0o666 & ~_umask())
+    fsync_path(path)
+
+
+def _umask() -> int:
+    """What new files may not be; to ask the system itself means to change it for a moment, for all threads."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next((int(line.split()[1], 8) for line in lines if line.startswith("Umask:")), 0o022)
 
 
 @contextmanager
@@ -59,11 +84,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: no folder can be made there ({error})") from error
+        raise InputError(f"{path}: no folder can be made there ({_reason(error)})") from error
     try:
         yield temporary
         for file in temporary.rglob("*"):
-            fsync_path(file)
+            settle(file)
         publish(temporary, path)
     except BaseException:
         _remove(temporary, missing_parents)
@@ -105,54 +130,6 @@ def _remove(folder: Path, parents: Iterable[Path]) -> None:
             parent.rmdir()
 
 
-@contextmanager
-def locked_folder(path: Path) -> Iterator[Path]:
-    """Makes a folder if it is not there, and has it for this process alone while the block runs.
-
-    Processes that the block starts with ``close_fds=False`` have it too: if this one is killed, nobody else gets the
-    folder before the last of them has ended.
-    """
-    deadline = time.monotonic() + LOCK_SECONDS
-    descriptor = -1
-    try:
-        while descriptor < 0:
-            try:
-                path.mkdir(parents=True, exist_ok=True)
-                descriptor = os.open(path, os.O_RDONLY)
-            except (OSError, ValueError) as error:
-                raise InputError(f"{path}: no folder can be made there ({error})") from error
-            os.set_inheritable(descriptor, True)
-            _lock(descriptor, path, deadline)
-            if not _is_at(descriptor, path):  # who had it before has finished and moved or removed it
-                os.close(descriptor)
-                descriptor = -1
-        yield path
-    finally:
-        if descriptor >= 0:
-            os.close(descriptor)
-
-
-def _lock(descriptor: int, path: Path, deadline: float) -> None:
-    """Waits a little: the processes of a killed command take a moment to end."""
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN):
-                return  # some network file systems have no locks; then it is up to the user
-            if time.monotonic() > deadline:
-                raise InputError(f"{path}: another command is writing there; wait for it or end it") from error
-        time.sleep(0.05)
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
-
-
 def file_sha256(path: Path) -> str:
     """sha256 of a file, read in pieces."""
     digest = hashlib.sha256()
@@ -163,9 +140,17 @@ def file_sha256(path: Path) -> str:
 
 
 def fsync_path(path: Path) -> None:
-    """Returns when a file or folder has reached the disk."""
+    """Returns when a file or folder has reached the disk, as far as its file system knows of such a thing."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # some network file systems, and those in user space, cannot do it for folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         os.close(descriptor)
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return describe_os_error(error) if isinstance(error, OSError) else str(error)

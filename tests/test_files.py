@@ -1,13 +1,15 @@
-import subprocess
-import sys
-import threading
-import time
+import errno
+import os
+import stat
 
 import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from cbd_fast import files
-from cbd_fast.errors import InputError
-from cbd_fast.files import PARTIAL_SUFFIX, atomic_file, atomic_folder, locked_folder, write_atomically
+from cbd_fast.errors import describe_os_error
+from cbd_fast.files import PARTIAL_SUFFIX, atomic_file, atomic_folder, write_atomically
 
 
 def test_write_atomically_replaces(tmp_path):
@@ -69,41 +71,64 @@ def test_atomic_folder_replaces_what_a_kill_left(tmp_path):
         assert not list(folder.iterdir())
 
 
-def test_a_locked_folder_stays_with_the_processes_of_a_killed_command(tmp_path):
-    command = [sys.executable, "-c", "input()"]
-    with locked_folder(tmp_path / "work"):
-        child = subprocess.Popen(command, stdin=subprocess.PIPE, close_fds=False)
-    began = time.monotonic()
-    threading.Timer(0.3, child.communicate, (b"\n",)).start()
-    with locked_folder(tmp_path / "work"):
-        assert time.monotonic() - began > 0.3
-        assert child.wait(1) == 0  # it had to end first
+def test_modes_follow_the_umask(tmp_path):
+    """Some libraries, safetensors among them, make files that nobody else may read."""
+    before = os.umask(0o027)
+    try:
+        with atomic_folder(tmp_path / "folder") as folder:
+            save_file({"a": torch.zeros(1)}, folder / "weights")
+        with atomic_file(tmp_path / "file") as temporary:
+            save_file({"a": torch.zeros(1)}, temporary)
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "folder" / "weights", tmp_path / "file"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
-def test_who_waits_for_a_folder_gets_the_one_that_is_there_then(tmp_path):
-    path, is_held = tmp_path / "work", threading.Event()
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+def test_file_systems_that_cannot_bring_folders_to_the_disk(tmp_path, monkeypatch, code):
+    fsync = os.fsync
 
-    def first() -> None:
-        with locked_folder(path):
-            (path / "of the first").touch()
-            is_held.set()
-            time.sleep(0.3)
-            path.rename(tmp_path / "done")
+    def fsync_files_only(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        fsync(descriptor)
 
-    thread = threading.Thread(target=first)
-    thread.start()
-    is_held.wait()
-    with locked_folder(path):
-        assert (tmp_path / "done" / "of the first").exists()
-        assert list(path.iterdir()) == []
-    thread.join()
+    monkeypatch.setattr("cbd_fast.files.os.fsync", fsync_files_only)
+    with atomic_folder(tmp_path / "out") as folder:
+        write_atomically(folder / "a", "1")
+    assert (tmp_path / "out" / "a").read_text() == "1"
 
 
-def test_a_folder_that_stays_locked_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("cbd_fast.files.LOCK_SECONDS", 0)
-    with (
-        locked_folder(tmp_path),
-        pytest.raises(InputError, match="another command is writing there"),
-        locked_folder(tmp_path),
-    ):
-        pass
+def test_a_disk_that_fails_is_no_such_file_system(tmp_path, monkeypatch):
+    def fail(descriptor):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("cbd_fast.files.os.fsync", fail)
+    with pytest.raises(OSError, match="Input/output error") as raised:
+        write_atomically(tmp_path / "a", "1")
+    assert raised.value.errno == errno.EIO
+    assert not list(tmp_path.iterdir())
+
+
+FULL = [
+    OSError(errno.ENOSPC, "No space left on device"),
+    OSError(errno.EDQUOT, "Disk quota exceeded", "temporary"),
+    SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    OSError("1000000 requested and 4096 written"),  # NumPy's
+]
+
+
+@pytest.mark.parametrize("error", FULL, ids=range(len(FULL)))
+def test_a_full_disk_is_told_with_the_file_and_what_is_missing(tmp_path, error):
+    path = tmp_path / "weights"
+    with pytest.raises(OSError, match=r"needs 25.0 MB, .* MB left there") as raised, atomic_file(path, 25_000_000):
+        raise error
+    assert raised.value.errno in (errno.ENOSPC, errno.EDQUOT)
+    assert describe_os_error(raised.value).startswith(f"{path}: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_error_of_the_disk_stays_what_it_is(tmp_path):
+    with pytest.raises(SafetensorError, match="bad shape"), atomic_file(tmp_path / "weights"):
+        raise SafetensorError("bad shape")

@@ -5,7 +5,6 @@ when it is asked for.
 """
 
 import difflib
-import io
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -43,13 +42,11 @@ On several GPUs: accelerate launch -m cbd_fast.train --config FILE
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Runs a subcommand and exits: 0 done, 1 failed, 2 bad input.
+    """Runs a subcommand and exits: 0 done, 1 failed, 2 bad input, 128 + n ended by signal n.
 
     Args:
         argv: the subcommand and its arguments; by default those of this process.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # in a pipe too, every line is there at once
     run_command(lambda: run(sys.argv[1:] if argv is None else argv))
 
 

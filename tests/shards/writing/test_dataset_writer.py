@@ -269,11 +269,11 @@ def test_shards_inside_the_images_are_refused(image_folder):
 
 
 def test_two_commands_do_not_write_the_same_folder(image_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("cbd_fast.files.LOCK_SECONDS", 0)
+    monkeypatch.setattr("cbd_fast.folder_lock.LOCK_SECONDS", 0)
 
     class Second(WriteListener):
         def start(self, num_images):
-            with pytest.raises(InputError, match="another command is writing there"):
+            with pytest.raises(InputError, match=r"another command \(process \d+\) is writing there"):
                 write(image_folder, tmp_path / "out")
             self.tried = True
 

@@ -155,11 +155,11 @@ def test_a_published_set_must_be_whole_in_place_too(foreign):
 
 
 def test_a_second_command_does_not_disturb_the_first(foreign, monkeypatch):
-    monkeypatch.setattr("cbd_fast.files.LOCK_SECONDS", 0)
+    monkeypatch.setattr("cbd_fast.folder_lock.LOCK_SECONDS", 0)
 
     class Second(WriteListener):
         def start(self, num_images):
-            with pytest.raises(InputError, match="another command is writing there"):
+            with pytest.raises(InputError, match=r"another command \(process \d+\) is writing there"):
                 index(foreign)
 
     source = webdataset_source(foreign, TarLayout())
