@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +13,20 @@ from cbd_fast.errors import InputError, describe_os_error, full_disk_error
 from cbd_fast.folder_lock import locked_folder
 
 PARTIAL_SUFFIX = ".cbd_fast-partial"  # nobody else's file or folder has such a name
+
+
+def expanded(path: str) -> str:
+    """A path as people write it, with the home folder in place of ``~`` and variables in place of ``$NAME``.
+
+    Raises:
+        InputError: there is no such user or variable; no folder shall get such a name.
+    """
+    whole = os.path.expandvars(os.path.expanduser(path))
+    if whole.startswith("~"):
+        raise InputError(f"{path}: there is no such user, or it has no home folder; write the whole path")
+    if unknown := re.search(r"\$\{([^}]*)\}", whole):
+        raise InputError(f"{path}: the environment variable {unknown[1]} is not set; set it, or write the whole path")
+    return whole
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:

@@ -8,8 +8,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from cbd_fast import files
-from cbd_fast.errors import describe_os_error
-from cbd_fast.files import PARTIAL_SUFFIX, atomic_file, atomic_folder, write_atomically
+from cbd_fast.errors import InputError, describe_os_error
+from cbd_fast.files import PARTIAL_SUFFIX, atomic_file, atomic_folder, expanded, write_atomically
 
 
 def test_write_atomically_replaces(tmp_path):
@@ -132,3 +132,15 @@ def test_a_full_disk_is_told_with_the_file_and_what_is_missing(tmp_path, error):
 def test_what_is_no_error_of_the_disk_stays_what_it_is(tmp_path):
     with pytest.raises(SafetensorError, match="bad shape"), atomic_file(tmp_path / "weights"):
         raise SafetensorError("bad shape")
+
+
+def test_paths_are_expanded_as_people_write_them(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("DATA", "/mnt")
+    monkeypatch.delenv("NOT_SET", raising=False)
+    assert expanded("~/$DATA/a") == "/home/me//mnt/a"
+    assert expanded("a~/$NOT_SET") == "a~/$NOT_SET"  # a name like any other
+    with pytest.raises(InputError, match="the environment variable NOT_SET is not set"):
+        expanded("${NOT_SET}/a")
+    with pytest.raises(InputError, match="there is no such user"):
+        expanded("~nobody_of_that_name/a")

@@ -1,19 +1,40 @@
 """Reads a run's settings from a YAML file and ``key=value`` overrides; what is wrong is told by the setting's name."""
 
 import difflib
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 
 from cbd_fast.config.help import describe_settings
+from cbd_fast.config.yaml_file import MAX_CHARACTERS, parse_yaml
 from cbd_fast.errors import InputError
 from cbd_fast.settings import Settings
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
+
+# What other trainers call the same
+OTHER_NAMES = {
+    "lr": "optimization.base_learning_rate",
+    "learning_rate": "optimization.base_learning_rate",
+    "base_lr": "optimization.base_learning_rate",
+    "batch": "optimization.global_batch",
+    "batch_size": "optimization.global_batch",
+    "wd": "optimization.weight_decay",
+    "max_steps": "optimization.steps",
+    "num_epochs": "optimization.epochs",
+    "gradient_accumulation_steps": "optimization.accumulation",
+    "arch": "model.backbone",
+    "img_size": "data.image_size",
+    "dataset": "data.shards",
+    "amp": "mixed_precision",
+    "precision": "mixed_precision",
+    "out": "output",
+    "output_dir": "output",
+    "workers": "runtime.num_threads",
+    "num_workers": "runtime.num_threads",
+}
 
 
 def load_settings(kind: type[AnySettings], path: Path, overrides: Sequence[str] = ()) -> AnySettings:
@@ -28,11 +49,14 @@ def load_settings(kind: type[AnySettings], path: Path, overrides: Sequence[str] 
         InputError: the file cannot be read, or a setting is unknown, of the wrong type or impossible.
     """
     try:
-        settings = yaml.load(path.read_text(encoding="utf-8"), _SafeLoader)
+        with open(path, encoding="utf-8") as file:
+            text = file.read(MAX_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML ({error})") from error
+    try:
+        settings = parse_yaml(text)
+    except ValueError as error:
+        raise InputError(f"{path}: not YAML that settings can be read from ({error})") from error
     if not isinstance(settings, dict):
         raise InputError(f"{path}: holds no settings; see configs/ for examples")
     for override in overrides:
@@ -45,16 +69,6 @@ def load_settings(kind: type[AnySettings], path: Path, overrides: Sequence[str] 
         raise InputError(f"{path}: " + "; ".join(messages)) from error
 
 
-class _SafeLoader(yaml.SafeLoader):
-    """Safe YAML in which 1e-4 is a number and none is nothing, as everybody expects (YAML wants 1.0e-4 and null)."""
-
-
-_SafeLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
-_SafeLoader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(none|None)$"), ["n", "N"])
-
-
 def _apply(settings: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
@@ -65,8 +79,8 @@ def _apply(settings: dict[str, Any], override: str) -> None:
         if not isinstance(settings, dict):
             raise InputError(f"{override!r}: {section} is a setting, not a section")
     try:
-        settings[name] = yaml.load(text, _SafeLoader)
-    except yaml.YAMLError as error:
+        settings[name] = parse_yaml(text)
+    except ValueError as error:
         raise InputError(f"{override!r}: the value is not YAML ({error})") from error
 
 
@@ -74,8 +88,8 @@ def _message(details: Any, known: Sequence[str]) -> str:
     """One of pydantic's errors in our words: the setting's name, what is wrong, and the value."""
     name = ".".join(str(part) for part in details["loc"])
     if details["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(name, known, n=1)
-        return f"{name}: no such setting" + (f"; did you mean {close[0]}?" if close else "")
+        meant = _meant(name, known)
+        return f"{name}: no such setting" + (f"; did you mean {' or '.join(meant)}?" if meant else "")
     if details["type"] == "missing":
         return f"{name}: must be set"
     rule = details["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
@@ -85,3 +99,17 @@ def _message(details: Any, known: Sequence[str]) -> str:
         if name and details["type"] != "value_error"
         else f"{name}: {rule}".removeprefix(": ")
     )
+
+
+def _meant(name: str, known: Sequence[str]) -> list[str]:
+    """The settings that somebody may have meant: of that last part, of another trainer's name, or nearly the same."""
+    *sections, last = name.lower().replace("-", "_").split(".")
+    same_end = [setting for setting in known if setting.split(".")[-1] == last]
+    if same_end:
+        return difflib.get_close_matches(name, same_end, n=1, cutoff=0) if sections else same_end
+    if last in OTHER_NAMES:
+        return [OTHER_NAMES[last]]
+    if close := difflib.get_close_matches(name, known, n=1):
+        return close
+    ends = {setting.split(".")[-1]: setting for setting in known}
+    return [ends[end] for end in difflib.get_close_matches(last, ends, n=1, cutoff=0.75)]

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
 from cbd_fast.config.file import load_settings
@@ -21,6 +20,7 @@ from cbd_fast.config.sections import (
     Teacher,
     as_word,
 )
+from cbd_fast.config.yaml_file import dump_yaml
 from cbd_fast.loading.counter_rng import hash64
 from cbd_fast.registry import METRICS
 from cbd_fast.settings import Settings, flattened
@@ -105,7 +105,7 @@ class Config(Settings):
 
     def to_yaml(self) -> str:
         """All settings, defaults included, as a file that can be run again."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return dump_yaml(self.model_dump(mode="json"))
 
     def teacher_seed(self, teacher: Teacher) -> int:
         """Seed of a teacher's weights and images; never that of the student."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from cbd_fast.config.names import NameIn
+from cbd_fast.files import expanded
 from cbd_fast.loading.augment import Augmentation
 from cbd_fast.registry import BACKBONES, LOSSES, SAMPLING
 from cbd_fast.settings import Settings
@@ -18,7 +19,8 @@ def as_word(value: Any) -> Any:
 
 
 def _text_of_path(value: Any) -> Any:
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
+    """A path with the home folder and environment variables in place of ``~`` and ``${NAME}``."""
+    return expanded(os.fspath(value)) if isinstance(value, str | os.PathLike) else value
 
 
 GIVEN_TO_LOSSES = ("output", "labels", "target", "class_counts", "progress")

@@ -11,6 +11,7 @@ from cbd_fast.config.schema import Config
 from cbd_fast.errors import InputError
 from cbd_fast.files import PARTIAL_SUFFIX
 from cbd_fast.shards.reader import ShardReader
+from cbd_fast.training.accelerate_environment import check_accelerate_environment
 from cbd_fast.training.checkpoint import read_result
 from cbd_fast.training.context import RunContext, describe_run, make_accelerator, open_context, open_shards
 from cbd_fast.training.engine import train
@@ -119,6 +120,7 @@ def check_run(config: Config) -> tuple[ShardReader, list[ModelSpec]]:
     Raises:
         InputError: trackers, shards or the run's folder cannot be used.
     """
+    check_accelerate_environment(config)
     check_trackers(config.trackers)
     check_output(Path(config.output))
     shards = open_shards(config)

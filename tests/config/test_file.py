@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from cbd_fast.config.schema import Config
@@ -96,3 +98,65 @@ def test_resolved_settings_can_be_run_again(path, tmp_path):
 def test_none_is_nothing(path):
     assert Config.from_file(path, ["runtime.cache=0.2"]).runtime.cache == 0.2
     assert Config.from_file(path, ["runtime.cache=none", "runtime.num_threads=null"]).runtime.cache is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: 1\nseed: 2\n", "'seed' is set twice, in line 4 and again in line 5"),
+        ("data: {shards: t, num_classes: 10}\n", "'data' is set twice, in line 2 and again in line 4"),
+    ],
+)
+def test_a_setting_or_section_twice(path, text, message):
+    path.write_text(path.read_text() + text)
+    with pytest.raises(InputError, match=message):
+        Config.from_file(path)
+
+
+def test_numbers_are_those_that_people_see(path):
+    assert Config.from_file(path, ["seed=010"]).seed == 10
+    with pytest.raises(InputError, match=r"seed: must be a valid integer, not '1:30'"):
+        Config.from_file(path, ["seed=1:30"])
+
+
+def test_paths_are_expanded(path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("DATA", "/mnt/data")
+    overrides = ["output=~/runs/x", "data.shards=${DATA}/s", "stage_one.teachers=[{path: $DATA/t}]"]
+    config = Config.from_file(path, overrides)
+    assert (config.output, config.data.shards) == ("/home/me/runs/x", "/mnt/data/s")
+    assert config.stage_one.teachers[0].path == "/mnt/data/t"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("output=${NOT_SET}/x", r"output: \$\{NOT_SET\}/x: the environment variable NOT_SET is not set"),
+        ("data.shards=~nobody_of_that_name/x", "data.shards: ~nobody_of_that_name/x: there is no such user"),
+    ],
+)
+def test_paths_that_cannot_be_expanded(path, monkeypatch, override, message):
+    monkeypatch.delenv("NOT_SET", raising=False)
+    with pytest.raises(InputError, match=message):
+        Config.from_file(path, [override])
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("lr", "optimization.base_learning_rate"),
+        ("optimization.lr", "optimization.base_learning_rate"),
+        ("batch_size", "optimization.global_batch"),
+        ("batch-size", "optimization.global_batch"),
+        ("epochs", "optimization.epochs"),
+        ("backbone", "model.backbone"),
+        ("stage_one.backbone", "model.backbone"),
+        ("data.num_threads", "runtime.num_threads"),
+        ("alpha", "stage_two.alpha"),
+        ("weight_decy", "optimization.weight_decay"),
+        ("color_jitter", "data.augmentation.color_jitter or stage_one.teachers[].color_jitter or stage_two.color_jitt"),
+    ],
+)
+def test_what_was_meant(path, name, meant):
+    with pytest.raises(InputError, match=f"{name}: no such setting; did you mean {re.escape(meant)}"):
+        Config.from_file(path, [f"{name}=1"])
