@@ -17,7 +17,7 @@ from report import print_table, write_json
 
 from cbd_fast.cli.command import run_command
 from cbd_fast.errors import InputError
-from cbd_fast.training.checkpoint import read_result
+from cbd_fast.training.finished import read_result
 from cbd_fast.ui.dashboard import duration
 
 METRICS = ("top1", "per_class_mean", "many", "medium", "few")
@@ -52,11 +52,12 @@ def finished_models(runs: Iterable[Path]) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for run in runs:
         folders = [*sorted(run.glob("teacher-*")), run / "student"]
-        results = [result for folder in folders if (result := read_result(folder))]
+        finished = [result for folder in folders if (result := read_result(folder))]
+        results = [result.model_dump(mode="json") for result in finished]
         if not results:
             raise InputError(f"{run}: holds no finished model")
-        for result in results:
-            found.setdefault(json.dumps(result["identity"]), result)
+        for numbers in results:
+            found.setdefault(json.dumps(numbers["identity"]), numbers)
     return sorted(found.values(), key=lambda result: "stage_two.alpha" in result["identity"])
 
 

@@ -24,8 +24,8 @@ from torchvision.io import ImageReadMode, decode_image, decode_jpeg, read_file
 from torchvision.transforms import v2
 
 from cbd_fast import Loader
+from cbd_fast.resources import num_cores
 from cbd_fast.shards.reader import ShardReader
-from cbd_fast.system import num_cores
 
 BATCH_SIZE = 128
 MIN_AREA = 0.05

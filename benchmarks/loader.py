@@ -29,8 +29,8 @@ from report import machine_and_versions, print_table, write_json
 from cbd_fast.cli.command import run_command
 from cbd_fast.cli.shard_options import positive_int
 from cbd_fast.errors import InputError, RunError
+from cbd_fast.resources import num_cores
 from cbd_fast.shards.reader import ShardReader
-from cbd_fast.system import num_cores
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "webdataset", "nvidia-dali-cuda120")
 WARM_UP_SHARE = 0.4  # of a turn's time

@@ -1,7 +1,6 @@
 """What all benchmarks report: the machine, the versions, a table and a JSON file."""
 
 import json
-import os
 import platform
 from collections.abc import Sequence
 from datetime import date
@@ -13,6 +12,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from cbd_fast.resources import num_cores_of_all
+
 WIDTH = 160
 
 
@@ -21,7 +22,7 @@ def machine_and_versions(packages: Sequence[str]) -> dict[str, Any]:
     return {
         "date": date.today().isoformat(),
         "processor": processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": num_cores_of_all(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "versions": {name: version(name) for name in packages},

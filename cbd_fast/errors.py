@@ -15,6 +15,7 @@ _ENVIRONMENT_ERRNOS = {
     errno.ETXTBSY, errno.EAGAIN, errno.ELOOP,
 }  # fmt: skip
 _FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
+AFTER_MENDING = "when that is mended, give the same command again"
 
 
 class InputError(ValueError):
@@ -43,14 +44,21 @@ def first_line(error: BaseException) -> str:
     return re.sub(r"^\w+, /\S+:\d+, ", "", lines[0]) if lines else type(error).__name__
 
 
-def printable(text: object) -> str:
+def printable(text: object, *, keep_bytes: bool = False) -> str:
     """A text from outside, such as a file's or a class's name, as it may be shown on a terminal.
 
     Control characters, among them line breaks and the beginnings of terminal escapes, marks that turn the direction
     of writing, and bytes that are no text are shown by their numbers, as Python's ``repr`` does.
+
+    Args:
+        text: a name or a message.
+        keep_bytes: whether bytes that are no text, which Python has as lone surrogates, stay what they are.
     """
     return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in str(text)
+        character
+        if character.isprintable() or (keep_bytes and "\udc80" <= character <= "\udcff")
+        else character.encode("unicode_escape").decode()
+        for character in str(text)
     )
 
 
@@ -63,7 +71,7 @@ def describe_os_error(error: OSError) -> str:
     """Which file, what is wrong, and what is missing, in one line."""
     where = f"{printable(os.fsdecode(error.filename))}: " if isinstance(error.filename, (str, bytes, Path)) else ""
     what = error.strerror or first_line(error)
-    if error.errno in _FULL_ERRNOS and where and "left" not in what:
+    if error.errno in _FULL_ERRNOS and where and not what.endswith(" left there)"):
         what += f" ({_free_space(Path(os.fsdecode(error.filename)))})"
     elif error.errno in (errno.EMFILE, errno.ENFILE):
         what += f" (this process may have {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}; raise it with ulimit -n)"

@@ -1,5 +1,6 @@
 """Whole files or none: everything is written under a temporary name and renamed when it is complete."""
 
+import argparse
 import errno
 import hashlib
 import os
@@ -27,6 +28,14 @@ def expanded(path: str) -> str:
     if unknown := re.search(r"\$\{([^}]*)\}", whole):
         raise InputError(f"{path}: the environment variable {unknown[1]} is not set; set it, or write the whole path")
     return whole
+
+
+def user_path(text: str) -> Path:
+    """The path that an argument of a command means, for argparse's ``type``; a shell leaves ``--out=~/x`` as it is."""
+    try:
+        return Path(expanded(text))
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:

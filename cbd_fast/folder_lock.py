@@ -18,10 +18,11 @@ from cbd_fast.errors import InputError, describe_os_error
 LOCK_SECONDS = 10.0  # how long a command waits for a folder that another has
 LOOK_EVERY_SECONDS = 0.05
 LOCK_SUFFIX = ".cbd_fast-lock"  # a file beside a folder, only on file systems that have no locks
+_of_this_process: set[int] = set()  # descriptors that forked children close
 
 
 @contextmanager
-def locked_folder(path: Path, wait_seconds: float | None = None) -> Iterator[Path]:
+def locked_folder(path: Path, wait_seconds: float | None = None, *, with_children: bool = True) -> Iterator[Path]:
     """Makes a folder if it is not there, and has it for this process alone while the block runs.
 
     Processes that the block starts with ``close_fds=False`` have it too: if this one is killed, nobody else gets the
@@ -32,6 +33,8 @@ def locked_folder(path: Path, wait_seconds: float | None = None) -> Iterator[Pat
         path: the folder.
         wait_seconds: how long to wait for somebody else to end, as the processes of a killed command take a moment to;
             by default ``LOCK_SECONDS``.
+        with_children: whether processes that the block starts have the folder too; otherwise it is given back when
+            this one ends, whoever lives on.
 
     Raises:
         InputError: somebody else has the folder; the message says which process.
@@ -46,7 +49,9 @@ def locked_folder(path: Path, wait_seconds: float | None = None) -> Iterator[Pat
             except (OSError, ValueError) as error:
                 reason = describe_os_error(error) if isinstance(error, OSError) else error
                 raise InputError(f"{path}: no folder can be made there ({reason})") from error
-            os.set_inheritable(descriptor, True)
+            os.set_inheritable(descriptor, with_children)
+            if not with_children:
+                _of_this_process.add(descriptor)
             if not _lock(descriptor, path, deadline):
                 lock_file = _make_lock_file(path, deadline)
             if not _is_at(descriptor, path):  # who had it before has finished and moved or removed it
@@ -59,10 +64,19 @@ def locked_folder(path: Path, wait_seconds: float | None = None) -> Iterator[Pat
 
 
 def _release(descriptor: int, lock_file: Path | None) -> None:
+    _of_this_process.discard(descriptor)
     os.close(descriptor)
     if lock_file is not None:
         with suppress(OSError):
             lock_file.unlink()
+
+
+def _give_back_in_child() -> None:
+    while _of_this_process:
+        os.close(_of_this_process.pop())
+
+
+os.register_at_fork(after_in_child=_give_back_in_child)
 
 
 def _lock(descriptor: int, path: Path, deadline: float) -> bool:

@@ -1,6 +1,5 @@
-"""What this process has of the machine: device, cores, memory, and threads for images."""
+"""Device, threads for images, and memory in use."""
 
-import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -10,41 +9,6 @@ import psutil
 import torch
 
 from cbd_fast.errors import InputError, first_line
-from cbd_fast.processes import env_local_world_size
-
-
-def num_cores() -> int:
-    """Cores for this process: those it may use, shared with the other processes of a launcher on this machine."""
-    return max(1, num_cores_of_all() // env_local_world_size())
-
-
-def num_cores_of_all() -> int:
-    """Cores that this process may use, as if it were the only one."""
-    return len(os.sched_getaffinity(0))
-
-
-def available_bytes() -> int:
-    """Memory that can still be had: of the machine, or of the container or job where that has a limit of its own."""
-    return min([psutil.virtual_memory().available, *_left_in_control_groups()])
-
-
-def _left_in_control_groups(root: Path = Path("/sys/fs/cgroup")) -> list[int]:
-    """Limit less usage of this process's control groups, of version 2 and 1; what can be dropped is no usage."""
-    left = []
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        _, controllers, place = line.split(":", 2)
-        if controllers not in ("", "memory"):
-            continue
-        names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
-        # in a container its own group is often seen as the root
-        for group in (root / controllers / place.lstrip("/"), root / controllers):
-            with suppress(OSError, ValueError):  # no such file, or no limit ("max")
-                limit, usage = (int((group / name).read_text()) for name in names)
-                statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-                droppable = int(statistics.get("total_inactive_file", statistics.get("inactive_file", "0")))
-                left.append(max(0, limit - usage + droppable))
-                break
-    return left
 
 
 def choose_device(device: str | torch.device | None = None) -> torch.device:

@@ -1,7 +1,9 @@
 """Trains teachers and a student: ``accelerate launch -m cbd_fast.train --config FILE [key=value ...]``."""
 
+from importlib import import_module
+
 from cbd_fast.cli.command import run_command
-from cbd_fast.cli.train import main
 
 if __name__ == "__main__":
-    run_command(main)
+    # inside, as a signal may come while PyTorch is imported
+    run_command(lambda: import_module("cbd_fast.cli.train").main())

@@ -67,6 +67,24 @@ def metrics_of(output) -> list[dict]:
     return [json.loads(line) for line in (Path(output) / "metrics.jsonl").read_text().splitlines()]
 
 
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def images_read(run: Path) -> dict[tuple[str, int, int], tuple]:
+    """Image, box, flip and colours by model, step and place in the global batch, of all processes and launches."""
+    read: dict[tuple[str, int, int], tuple] = {}
+    for path in run.glob("batches.rank-*.jsonl"):
+        for line in read_lines(path):
+            num_images = len(line["indices"])
+            colors = line["colors"] * (num_images if len(line["colors"]) == 1 else 1)
+            images = zip(line["positions"], line["indices"], line["boxes"], line["flips"], colors, strict=True)
+            for position, *image in images:
+                # a step that was done twice must have read the same
+                assert read.setdefault((line["model"], line["step"], position), image) == image
+    return read
+
+
 def run_in_process(config: Config, dashboard=None) -> list[dict]:
     """Trains in this process, silently, and returns the records of the run."""
     Trainer(config, dashboard=dashboard or NullDashboard()).fit()

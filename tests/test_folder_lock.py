@@ -35,6 +35,23 @@ def test_a_locked_folder_stays_with_the_processes_of_a_killed_command(tmp_path):
         assert child.wait(1) == 0  # it had to end first
 
 
+def test_a_folder_may_be_given_back_with_its_process_whoever_lives_on(tmp_path):
+    """A child that was forked, or started with all that is open, must not keep it from the next command."""
+    with locked_folder(tmp_path / "work", with_children=False):
+        started = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False)
+        forked = os.fork()
+        if not forked:
+            time.sleep(60)
+            os._exit(0)
+        with pytest.raises(InputError, match="another command"), locked_folder(tmp_path / "work", wait_seconds=0):
+            pass  # the child's end does not give it back either
+    with locked_folder(tmp_path / "work", wait_seconds=0):
+        pass
+    os.kill(forked, 9)
+    os.waitpid(forked, 0)
+    started.communicate(b"\n")
+
+
 @pytest.mark.usefixtures("_any_file_system")
 def test_who_waits_for_a_folder_gets_the_one_that_is_there_then(tmp_path):
     path, is_held = tmp_path / "work", threading.Event()

@@ -6,7 +6,8 @@ import torch
 
 from cbd_fast.errors import InputError
 from cbd_fast.processes import place_among_processes
-from cbd_fast.system import num_cores, thread_pool
+from cbd_fast.resources import num_cores
+from cbd_fast.system import thread_pool
 
 
 def test_each_thread_computes_on_one_core_and_the_others_as_before():

@@ -8,8 +8,17 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
-from cbd_fast.errors import InputError, RunError, Stopped, describe_os_error, is_of_environment, printable
+from cbd_fast.errors import (
+    AFTER_MENDING,
+    InputError,
+    RunError,
+    Stopped,
+    describe_os_error,
+    is_of_environment,
+    printable,
+)
 from cbd_fast.processes import env_local_rank
+from cbd_fast.tell_once import what_to_tell
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
 EXIT_SIGNAL = 128  # and the signal's number
@@ -27,13 +36,21 @@ def run_command(main: Callable[[], None]) -> NoReturn:
         if signal.getsignal(signum) is signal.SIG_DFL:  # nohup has SIGHUP ignored
             signal.signal(signum, _stop)
     try:
+        _run(main)
+    finally:  # from here on there is nothing that a signal could not simply end
+        for signum in STOP_SIGNALS:
+            if signal.getsignal(signum) is _stop:
+                signal.signal(signum, signal.SIG_DFL)
+
+
+def _run(main: Callable[[], None]) -> NoReturn:
+    try:
         main()
     except InputError as error:
-        if env_local_rank() == 0:  # every process on a machine finds the same
-            print("error:", _on_one_line(str(error)), file=sys.stderr)
+        _tell("error:", str(error))
         sys.exit(EXIT_BAD_INPUT)
     except RunError as error:
-        print("failed:", _on_one_line(str(error)), file=sys.stderr)
+        _tell("failed:", str(error))
         sys.exit(EXIT_FAILED)
     except KeyboardInterrupt as interrupt:
         stopped = interrupt if isinstance(interrupt, Stopped) else Stopped(signal.SIGINT)
@@ -47,8 +64,7 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     except OSError as error:
         if not is_of_environment(error):
             raise
-        what_to_do = "when that is mended, give the same command again"
-        print("failed:", _on_one_line(f"{describe_os_error(error)}; {what_to_do}"), file=sys.stderr)
+        _tell("failed:", f"{describe_os_error(error)}; {AFTER_MENDING}")
         sys.exit(EXIT_FAILED)
     sys.exit(EXIT_DONE)
 
@@ -62,6 +78,12 @@ def prepare_streams() -> None:
 
 def _stop(signum: int, frame: FrameType | None) -> NoReturn:
     raise Stopped(signum)
+
+
+def _tell(kind: str, message: str) -> None:
+    """Tells the person why a command has failed, once for all of its processes."""
+    if (told := what_to_tell(message)) is not None:
+        print(kind, _on_one_line(told), file=sys.stderr)
 
 
 def _on_one_line(message: str) -> str:

@@ -16,8 +16,8 @@ from cbd_fast.config.schema import Config
 from cbd_fast.errors import InputError
 from cbd_fast.preflight.bottlenecks import Findings, describe_bottlenecks
 from cbd_fast.preflight.doctor import diagnose, specs_by_stage
+from cbd_fast.resources import num_cores
 from cbd_fast.shards.reader import ShardReader
-from cbd_fast.system import num_cores
 from cbd_fast.training.context import open_shards
 from cbd_fast.ui.console import make_console
 

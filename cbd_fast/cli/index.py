@@ -17,7 +17,7 @@ Makes WebDataset shards that somebody else wrote class-balanced: indexes them wh
 {command} DIR --out shards/NAME [--short-side 256]    # writes them anew instead
 """
 SOURCE = "webdataset"
-ONLY_WITH_OUT = ("imbalance", "val_per_class", "short_side", "max_side", "quality")
+ONLY_WITH_OUT = ("imbalance", "val_per_class", "short_side", "max_side", "quality", "orient", "sixteen_bit")
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:

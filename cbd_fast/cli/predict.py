@@ -20,9 +20,9 @@ from rich.table import Table
 from rich.text import Text
 
 from cbd_fast.cli.plugins import add_plugin_option, load_plugins
-from cbd_fast.errors import InputError, RunError
+from cbd_fast.errors import InputError, RunError, printable
 from cbd_fast.inference.predictor import Prediction, Predictor
-from cbd_fast.shards.sources.base import files_below, printable
+from cbd_fast.shards.sources.base import files_below
 from cbd_fast.ui.console import make_console
 
 # What is taken of a folder; a file that is named is tried whatever its name.
@@ -166,7 +166,7 @@ def as_csv(predictions: Iterator[Prediction]) -> Iterator[str]:
 
 def _csv_line(*values: Any) -> str:
     line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(values)
+    csv.writer(line, lineterminator="\n").writerow(printable(value, keep_bytes=True) for value in values)
     return line.getvalue()
 
 
@@ -180,7 +180,7 @@ def as_tables(predictions: Iterator[Prediction]) -> Iterator[str]:
         for prediction in part:
             names = [prediction.name, *[""] * len(prediction.classes)]
             for name, guess, chance in zip(names, prediction.classes, prediction.probabilities, strict=False):
-                table.add_row(Text(name), Text(guess), f"{100 * chance:.1f}")
+                table.add_row(Text(printable(name)), Text(printable(guess)), f"{100 * chance:.1f}")
             table.add_section()
         with console.capture() as captured:
             console.print(table)

@@ -2,7 +2,6 @@
 
 import argparse
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +12,12 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
+from cbd_fast.errors import printable
+from cbd_fast.files import user_path
 from cbd_fast.registry import SOURCES
+from cbd_fast.resources import num_cores_of_all
 from cbd_fast.shards.long_tail import KINDS, LongTail, frequency_groups
+from cbd_fast.shards.writing.deep_pixels import FULL, RANGE, format_range, parse_range
 from cbd_fast.shards.writing.finalize import SKIPPED_NAME, WrittenDataset
 from cbd_fast.shards.writing.options import ShardSize, WriteListener, WriteOptions
 from cbd_fast.shards.writing.presets import PRESETS, find_preset
@@ -44,7 +47,7 @@ def _add_checking_options(parser: argparse.ArgumentParser) -> None:
     """Options that say how images are checked, and by how many workers."""
     group = parser.add_argument_group("checking")
     group.add_argument(
-        "--workers", type=positive_int, default=len(os.sched_getaffinity(0)), metavar="N", help="default: one per core"
+        "--workers", type=positive_int, default=num_cores_of_all(), metavar="N", help="default: one per core"
     )
     group.add_argument(
         "--verify",
@@ -71,19 +74,32 @@ def _add_checking_options(parser: argparse.ArgumentParser) -> None:
 def _add_writing_options(parser: argparse.ArgumentParser, is_out_required: bool) -> None:
     """Options that say where shards go, their size, and how images are stored."""
     group = parser.add_argument_group("shards")
-    group.add_argument("--out", type=Path, required=is_out_required, metavar="DIR", help="the folder to write")
+    group.add_argument("--out", type=user_path, required=is_out_required, metavar="DIR", help="the folder to write")
     group.add_argument("--seed", type=int, default=0, help="chooses and shuffles the images (default 0)")
     group.add_argument("--shard-megabytes", type=_positive_float, default=100.0, metavar="MB", help="default 100")
     group.add_argument("--shard-images", type=positive_int, default=5000, metavar="N", help="default 5000")
-    group = parser.add_argument_group("smaller images (by default the original bytes go in)")
+    group = parser.add_argument_group("other images (by default the original bytes go in)")
     group.add_argument("--short-side", type=positive_int, metavar="N", help="shrink to this many pixels")
     group.add_argument("--max-side", type=positive_int, metavar="N", help="shrink to at most this many pixels")
     group.add_argument(
         "--quality",
         type=_quality,
         metavar="Q",
-        help="store what is shrunk or lossless as JPEG of this quality, 4:2:0 (default: what is shrunk and was lossy, "
-        f"with {DEFAULT_QUALITY}; the rest as PNG)",
+        help="store what is shrunk, turned or lossless as JPEG of this quality, 4:2:0 (default: what is shrunk or "
+        f"turned and was lossy, with {DEFAULT_QUALITY}; the rest as PNG)",
+    )
+    group.add_argument(
+        "--orient",
+        action="store_true",
+        default=None,
+        help="turn images as their orientation tags say, which training ignores (by default they stay as they are)",
+    )
+    group.add_argument(
+        "--sixteen-bit",
+        type=_sixteen_bit,
+        metavar="full|range|LO,HI",
+        help="values of images of more than 8 bits that become 0 and 255: full, 0 and 65535; range, the lowest and "
+        "highest of all these images; or two numbers (default: what the files say, or else range)",
     )
 
 
@@ -144,6 +160,8 @@ def write_options_from(arguments: argparse.Namespace, parser: argparse.ArgumentP
             short_side=arguments.short_side,
             max_side=arguments.max_side,
             quality=arguments.quality,
+            orient=bool(arguments.orient),
+            sixteen_bit=arguments.sixteen_bit,
         ),
         tail=tail,
         preset=preset,
@@ -160,7 +178,7 @@ class BarListener(WriteListener):
         self._rate: Rate | None = None
 
     def note(self, message: str) -> None:
-        self._bars.console.print(message, highlight=False, markup=False)
+        self._bars.console.print(printable(message), highlight=False, markup=False)
 
     def start(self, num_images: int) -> None:
         self._bars.update(self._task, total=num_images)
@@ -192,7 +210,7 @@ def report(written: WrittenDataset, out: Path, console: Console) -> None:
     manifest = written.manifest
     groups = frequency_groups(np.array(manifest.splits["train"].class_counts))
     # not markup: names of folders and files may look like it
-    table = Table(title=Text(f"{out}" + ("" if written.is_new else " (already there, unchanged)")))
+    table = Table(title=Text(printable(out) + ("" if written.is_new else " (already there, unchanged)")))
     for column in ("split", "classes", "images", *groups, "megabytes", "shards"):
         table.add_column(column, justify="left" if column == "split" else "right")
     for split, record in manifest.splits.items():
@@ -212,11 +230,18 @@ def report(written: WrittenDataset, out: Path, console: Console) -> None:
     if written.num_resized:
         lines.append(f"{written.num_resized:,} images shrunk")
     if written.num_oriented:
-        lines.append(f"{written.num_oriented:,} images have an orientation tag, which is ignored everywhere")
+        done = "were turned as their orientation tags say"
+        if "orient" not in manifest.recipe.options:
+            done = "have an orientation tag, which is ignored everywhere (--orient turns them)"
+        lines.append(f"{written.num_oriented:,} images {done}")
+    if written.num_bare:
+        lines.append(f"{written.num_bare:,} images stored without their metadata, which not every decoder reads past")
+    if written.num_paged:
+        lines.append(f"{written.num_paged:,} images are the first of several pages or frames; the others are left out")
     if written.skipped:
         lines.append(f"{len(written.skipped):,} images left out, all in {out / SKIPPED_NAME}; the first:")
         lines += [f"  {skip}" for skip in written.skipped[:NUM_SKIPPED_SHOWN]]
-    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    console.print("\n".join(map(printable, lines)), markup=False, highlight=False, soft_wrap=True)
 
 
 def positive_int(text: str) -> int:
@@ -236,6 +261,15 @@ def _quality(text: str) -> int:
     if not 1 <= (number := int(text)) <= 100:
         raise argparse.ArgumentTypeError(f"{text}: must be from 1 to 100")
     return number
+
+
+def _sixteen_bit(text: str) -> str:
+    if text not in (FULL, RANGE):
+        try:
+            return format_range(*parse_range(text))
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text}: must be full, range, or LO,HI such as 0,4095") from error
+    return text
 
 
 def _fraction(text: str) -> float:

@@ -10,14 +10,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from rich.text import Text
 
+from cbd_fast.cli.command import EXIT_BAD_INPUT
 from cbd_fast.cli.plugins import add_plugin_option, load_plugins
 from cbd_fast.config.help import settings_text
 from cbd_fast.config.schema import Config
+from cbd_fast.errors import InputError
 from cbd_fast.preflight.dry_run import dry_run
-from cbd_fast.processes import env_rank
+from cbd_fast.processes import check_launcher, env_rank, number_among_started
 from cbd_fast.training.context import describe_run, make_accelerator, open_context
 from cbd_fast.training.global_state import global_state_restored
+from cbd_fast.training.peers import Peers
 from cbd_fast.training.plan import models_to_train
 from cbd_fast.training.run_dir import SUMMARY_NAME, NullRunDir
 from cbd_fast.training.trackers import check_trackers
@@ -38,13 +42,18 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
             sys.stdout.write(config.to_yaml())
         return
     try:
-        if arguments.dry_run:
-            try_run(config)
-        else:
-            fit(config)
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        check_launcher()
+    except InputError:
+        if number_among_started():  # all of them find the same
+            sys.exit(EXIT_BAD_INPUT)
+        raise
+    if arguments.dry_run:
+        try_run(config)
+    else:
+        fit(config)
+    # not after an error, which the processes still have to tell each other
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def fit(config: Config) -> None:
@@ -57,6 +66,8 @@ def fit(config: Config) -> None:
     steps |= {name: result["selected"]["step"] for name, result in trainer.results.items() if result.get("selected")}
     console = make_console()
     console.print(comparison({name: (steps[name], result["metrics"]) for name, result in trainer.results.items()}))
+    for warning in summary["warnings"]:
+        console.print(Text(f"warning: {warning}", "yellow"), soft_wrap=True)
     written = f"{Path(config.output) / SUMMARY_NAME}: trained in {duration(summary['seconds'])}"
     console.print(written, highlight=False, markup=False, soft_wrap=True)
 
@@ -67,7 +78,8 @@ def try_run(config: Config) -> None:
     specs = models_to_train(specs, config.stages)
     with global_state_restored():
         accelerator = make_accelerator(config)
-        with open_context(config, shards, accelerator, NullRunDir(), NullDashboard()) as context:
+        nothing = NullRunDir(), NullDashboard()
+        with Peers(accelerator).explained(), open_context(config, shards, accelerator, *nothing) as context:
             dry_run(specs, context, describe_run(config, shards, accelerator))
 
 

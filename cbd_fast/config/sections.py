@@ -40,6 +40,8 @@ def _check_loss(loss: str, options: dict[str, float]) -> None:
         )
 
 
+MAX_CHECKPOINT_INTERVAL = 1000  # steps
+
 PathText = Annotated[str, BeforeValidator(_text_of_path)]
 Precision = Literal["no", "bf16", "fp16"]
 Sampling = Annotated[str, NameIn(SAMPLING)]
@@ -196,7 +198,13 @@ class Runtime(Settings):
         "auto", description="precision of the teachers' networks; auto: that of the run"
     )
     log_every: int = Field(50, gt=0, description="steps between two lines of the log")
-    checkpoint_every: int = Field(1000, gt=0, description="steps between two checkpoints")
+    checkpoint_every: int | None = Field(
+        None, gt=0, description="steps between two checkpoints; by default a tenth of the training, 1000 at most"
+    )
+    checkpoint_minutes: float = Field(10.0, gt=0, description="minutes after which there is a checkpoint all the same")
+    keep_checkpoints: int = Field(
+        2, gt=0, description="checkpoints that are kept of a model in training, in case that the newest is damaged"
+    )
     evaluate_every: int | None = Field(
         None,
         gt=0,
@@ -209,3 +217,7 @@ class Runtime(Settings):
         if self.cache is not None and self.cache_gb is not None:
             raise ValueError("set either `cache` or `cache_gb`, and not both")
         return self
+
+    def checkpoint_interval(self, num_steps: int) -> int:
+        """Steps between two checkpoints in a training of ``num_steps``."""
+        return self.checkpoint_every or min(MAX_CHECKPOINT_INTERVAL, -(-num_steps // 10))

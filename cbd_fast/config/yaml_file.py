@@ -43,7 +43,7 @@ def dump_yaml(value: Any) -> str:
 class _Loader(yaml.SafeLoader):
     """Safe YAML with the rules of this module."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # none of YAML 1.1
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]  # none of YAML 1.1
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """A mapping whose keys are all different."""
@@ -98,6 +98,7 @@ def _check_events(text: str) -> None:
         if depth > MAX_DEPTH:
             raise yaml.MarkedYAMLError(problem=f"nested more than {MAX_DEPTH} levels deep")
         if tag := getattr(event, "tag", None):
+            assert event.start_mark is not None
             line = event.start_mark.line + 1
             raise yaml.MarkedYAMLError(problem=f"the tag {tag!r} in line {line}; settings have none, remove it")
 

@@ -7,7 +7,7 @@ import torch
 
 from cbd_fast.loading.augment import Augmentation
 from cbd_fast.system import choose_device
-from cbd_fast.training.model_folder import ModelCard, build_backbone, read_model_card, read_weights
+from cbd_fast.training.model_folder import ModelCard, build_backbone, check_shapes, read_model_card, read_weights
 from cbd_fast.training.models import CosineModel
 
 
@@ -60,7 +60,8 @@ def load_model(folder: str | Path, device: str | torch.device | None = None) -> 
     """
     place = choose_device(device)
     card = read_model_card(folder)
+    check_shapes(folder, card)
     with torch.random.fork_rng(devices=[]):  # the fresh weights, which are lost, must not use up random numbers
         model = TrainedModel(card)
-    read_weights(folder, model)
+    read_weights(folder, card, model)
     return model.requires_grad_(False).eval().to(place)

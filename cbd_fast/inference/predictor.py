@@ -9,6 +9,7 @@
 What cannot be read is said image by image, and ends nothing.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,8 +29,9 @@ from cbd_fast.loading.augment import Plan, make_plan
 from cbd_fast.loading.batch_decoder import DECODERS, BatchDecoder
 from cbd_fast.loading.decoding.base import EncodedOrDecoded
 from cbd_fast.loading.stats import Recorder
+from cbd_fast.resources import num_cores
 from cbd_fast.shards.reader import ShardReader
-from cbd_fast.system import choose_device, num_cores, thread_pool
+from cbd_fast.system import choose_device, thread_pool
 from cbd_fast.training.optimized_model import inference_dtype, optimized_for_inference
 
 NUM_BATCHES_AHEAD = 2  # one that the model sees, one that is being decoded
@@ -44,7 +46,7 @@ class Prediction:
         labels: k numbers of classes.
         classes: their names.
         probabilities: softmax of their logits.
-        error: why the image cannot be read; then there are no guesses. None if it can.
+        error: why the image cannot be read, or no guess be made; then there are no guesses. None if it can.
     """
 
     name: str
@@ -250,5 +252,7 @@ class Predictor:
         ]
 
     def _prediction(self, name: str, labels: list[int], probabilities: list[float]) -> Prediction:
+        if not math.isfinite(sum(probabilities)):
+            return Prediction(name=name, error="the model's outputs for it are not finite")
         classes = tuple(self.model.classes[label] for label in labels)
         return Prediction(name=name, labels=tuple(labels), classes=classes, probabilities=tuple(probabilities))

@@ -82,6 +82,7 @@ class Plan:
 
     Attributes:
         indices: ``(B,)`` int64, numbers of the images in the index.
+        sizes: ``(B, 2)`` int64, heights and widths of the coded images in pixels, as they were indexed.
         positions: ``(B,)`` int64, positions of the images in the global batch.
         boxes: ``(B, 4)`` int64, top, left, height and width in pixels of the coded image. The box is resized to the
             model's input. What it covers outside the image is black.
@@ -92,6 +93,7 @@ class Plan:
     """
 
     indices: np.ndarray
+    sizes: np.ndarray
     positions: np.ndarray
     boxes: np.ndarray
     flips: np.ndarray
@@ -150,6 +152,7 @@ def make_plan(
     mean, std = np.array(augmentation.mean or (0, 0, 0)), np.array(augmentation.std or (1, 1, 1))
     return Plan(
         indices=indices,
+        sizes=sizes,
         positions=positions,
         boxes=boxes,
         flips=flips,

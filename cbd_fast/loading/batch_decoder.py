@@ -18,8 +18,10 @@ from cbd_fast.loading.decoding.dali_decoder import DaliDecoder
 from cbd_fast.loading.decoding.torch_decoder import TorchDecoder
 from cbd_fast.loading.stats import Recorder
 from cbd_fast.loading.tensor_transforms import to_model_input
+from cbd_fast.resources import num_cores_of_all
+from cbd_fast.shards.image_header import check_image_size
 from cbd_fast.shards.reader import ShardReader
-from cbd_fast.system import num_cores_of_all, thread_pool
+from cbd_fast.system import thread_pool
 from cbd_fast.ui.console import bar_of
 
 DECODERS = ("auto", "dali", "torch")
@@ -79,8 +81,9 @@ class BatchDecoder:
             self._group_size = batch_size
         self._memory = BufferPool(max_free=prefetch + 1)
         self._decode: Decoder = TorchDecoder(image_size)
+        self._drop_unused: Callable[[], None] = lambda: None
         if has_dali:
-            self._decode = DaliDecoder(
+            dali = DaliDecoder(
                 self._decode,
                 device=device,
                 batch_size=self._group_size,
@@ -88,6 +91,7 @@ class BatchDecoder:
                 allow_padding=allow_padding,
                 num_threads=num_threads if self.decodes_on_gpu else 1,
             )
+            self._decode, self._drop_unused = dali, dali.drop_unused
 
     def fill_cache(
         self,
@@ -129,6 +133,7 @@ class BatchDecoder:
                 mapping=mapping,
                 on_progress=stack.enter_context(bar_of("cached images", on_cache_fill)),
             )
+        self._drop_unused()
         return self._cache
 
     def __call__(self, plan: Plan) -> tuple[torch.Tensor, dict[int, str]]:
@@ -145,14 +150,15 @@ class BatchDecoder:
         return self._decode_at_once(plan) if self.decodes_on_gpu else self._decode_in_groups(plan)
 
     def close(self) -> None:
-        """Lets the cached images go."""
+        """Lets the cached images go, and what threads had that have ended."""
+        self._drop_unused()
         if self._cache is not None:
             self._cache.close()
 
     def _decode_at_once(self, plan: Plan) -> tuple[torch.Tensor, dict[int, str]]:
         """The threads only read; the GPU does the rest."""
         with self._recorder.timing("reading"):
-            images, bad = self._read(plan.indices, self._pool.map)
+            images, bad = self._read(plan.indices, plan.sizes, self._pool.map)
         if bad:
             return torch.empty(0), bad
         with self._recorder.timing("decoding"):
@@ -176,7 +182,7 @@ class BatchDecoder:
             group = slice(start, min(start + self._group_size, len(plan)))
             part = plan.take(np.arange(group.start, group.stop))
             with self._recorder.timing("reading"):
-                images, bad = self._read(part.indices, map)
+                images, bad = self._read(part.indices, part.sizes, map)
             if not bad:
                 with self._recorder.timing("decoding"):
                     crops = self._decode(images, part)
@@ -204,32 +210,39 @@ class BatchDecoder:
         """``(B,)`` slots of images in the cache; -1 for those that are to be read."""
         return np.full(len(indices), -1) if self._cache is None else self._cache.slots(indices)
 
-    def _read(self, indices: np.ndarray, mapping: Mapping) -> tuple[list[EncodedOrDecoded], dict[int, str]]:
-        """Files, or cached images; and reasons by position for those that cannot be read, which are left out."""
+    def _read(
+        self, indices: np.ndarray, sizes: np.ndarray, mapping: Mapping
+    ) -> tuple[list[EncodedOrDecoded], dict[int, str]]:
+        """Files, or cached images; and reasons by position for those that cannot be used, which are left out.
 
-        def read_one(index: int, slot: int) -> EncodedOrDecoded | OSError:
+        No decoder takes memory for another size than was indexed: what a file says itself is compared here.
+        """
+
+        def read_one(index: int, slot: int, size: list[int]) -> EncodedOrDecoded | str:
             if slot >= 0:
                 assert self._cache is not None
                 return self._cache.image(slot)
             try:
-                return self._shards.read(index)
-            except OSError as error:
-                return error
+                file = self._shards.read(index)
+                check_image_size(file.data, *size)
+            except (OSError, ValueError) as error:
+                return str(error)
+            return file
 
-        images = list(mapping(read_one, indices.tolist(), self._slots(indices).tolist()))
-        bad = {position: str(error) for position, error in enumerate(images) if isinstance(error, OSError)}
-        return [image for image in images if not isinstance(image, OSError)], bad
+        images = list(mapping(read_one, indices.tolist(), self._slots(indices).tolist(), sizes.tolist()))
+        bad = {position: reason for position, reason in enumerate(images) if isinstance(reason, str)}
+        return [image for image in images if not isinstance(image, str)], bad
 
     def _decode_whole(self, indices: np.ndarray) -> list[torch.Tensor | None]:
         """Whole images; None for those that cannot be read or decoded, which are reported when batches need them."""
-        images, bad = self._read(indices, map)
+        entries = self._shards.entries(indices)
+        sizes = np.stack([entries["height"], entries["width"]], axis=1).astype(np.int64)
+        images, bad = self._read(indices, sizes, map)
         files = [image for image in images if isinstance(image, np.ndarray)]
         whole: list[torch.Tensor | None] = [None] * len(indices)
         if files:
             good = [position for position in range(len(indices)) if position not in bad]
-            entries = self._shards.entries(indices[good])
-            sizes = np.stack([entries["height"], entries["width"]], axis=1).astype(np.int64)
-            for position, image in zip(good, self._decode.whole(files, sizes), strict=True):
+            for position, image in zip(good, self._decode.whole(files, sizes[good]), strict=True):
                 whole[position] = image if isinstance(image, torch.Tensor) else None
         return whole
 

@@ -6,26 +6,28 @@ Batch s is a function of the shards, the settings and s alone. Whatever runs ahe
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import numpy as np
 import torch
 
-from cbd_fast.errors import InputError
-from cbd_fast.loading.augment import Augmentation, Plan, make_plan
+from cbd_fast.loading.augment import Augmentation, Plan
 from cbd_fast.loading.bad_images import BadImages
 from cbd_fast.loading.batch import Batch
 from cbd_fast.loading.batch_decoder import BatchDecoder
+from cbd_fast.loading.batch_maker import BatchMaker
+from cbd_fast.loading.batch_planner import BatchPlanner
 from cbd_fast.loading.cache.decoded_cache import DecodedCache
 from cbd_fast.loading.cache.shared_memory import ProgressCallback
+from cbd_fast.loading.forks import OwnProcess
 from cbd_fast.loading.loader_checks import check_settings
 from cbd_fast.loading.loader_state import EpochPass, read_state
 from cbd_fast.loading.prefetcher import Prefetcher
 from cbd_fast.loading.sampling.policies import SEQUENTIAL, draw_fractions, make_order
 from cbd_fast.loading.stats import LoaderStats, Recorder
 from cbd_fast.processes import place_among_processes
+from cbd_fast.resources import num_cores
 from cbd_fast.shards.reader import ShardReader
-from cbd_fast.system import choose_device, num_cores, thread_pool
+from cbd_fast.system import choose_device, thread_pool
 
 
 class Loader:
@@ -122,23 +124,21 @@ class Loader:
         self.shards = ShardReader(shards, split)
         self.rank, self.world_size = place_among_processes(rank, world_size)
         num_threads = num_cores() if num_threads is None else num_threads
-        counts = {
-            "image_size": image_size,
-            "prefetch": prefetch,
-            "num_threads": num_threads,
-            "total_steps": total_steps,
-        }
-        check_settings(sampling, decoder, max_bad_fraction, batch_size, self.world_size, counts)
+        counts = {"image_size": image_size, "prefetch": prefetch, "num_threads": num_threads}
+        check_settings(
+            sampling, decoder, max_bad_fraction, batch_size, self.world_size, counts | {"total_steps": total_steps}
+        )
         self.sampling, self.batch_size, self.image_size, self.seed = sampling, batch_size, image_size, seed
         self.total_steps, self.is_sequential = total_steps, sampling == SEQUENTIAL
         self._num_draws = total_steps and total_steps * batch_size
         self.augmentation = augmentation or Augmentation(crop="center" if self.is_sequential else "random_resized_crop")
         self.device = choose_device(device)
         self.epoch, self._is_resumed = 0, False
-        self._transform, self._recorder = transform, Recorder()
+        self._process, self._recorder = OwnProcess("Loader"), Recorder()
         self._bad = BadImages(self.shards, max_bad_fraction, on_bad_image)
         self._order = make_order(sampling, self.shards.index.starts, seed, self._num_draws)
-        self._pool, self._prefetcher = thread_pool(num_threads), Prefetcher(prefetch, self.device, self._recorder)
+        self._pool = thread_pool(num_threads)
+        self._prefetcher = Prefetcher(prefetch, self.device, self._recorder, self._process)
         self._decode_batch = BatchDecoder(
             self.shards,
             self._pool,
@@ -152,6 +152,8 @@ class Loader:
             recorder=self._recorder,
         )
         self.decoder = self._decode_batch.decoder_name
+        self._plan = self._make_planner()
+        self._make = BatchMaker(self._plan, self._decode_batch, transform, self.device, self._recorder, self._process)
         limits = {"fraction": cache or None, "gigabytes": cache_gb or None}
         self.cache = self._fill_cache(limits, cache_on_gpu, on_cache_fill) if cache or cache_gb else None
 
@@ -205,6 +207,12 @@ class Loader:
         loaded = read_state(state, self._order_settings(), len(self))
         self._pass, self.epoch, self._is_resumed = loaded, loaded.epoch, True
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Loader cannot be copied or sent to another process, as its threads cannot; open one there with the "
+            "same arguments"
+        )
+
     def __enter__(self) -> "Loader":
         return self
 
@@ -212,7 +220,12 @@ class Loader:
         self.close()
 
     def close(self) -> None:
-        """Ends the threads and closes the shards; batches that are being made are finished first."""
+        """Ends the threads and closes the shards; batches that are being made are finished first.
+
+        In a forked child it does nothing: threads and shards are the parent's.
+        """
+        if not self._process:
+            return
         self._prefetcher.close()
         self._pool.shutdown()
         self._decode_batch.close()
@@ -232,26 +245,20 @@ class Loader:
 
     def plan(self, step: int) -> Plan:
         """Images, boxes, flips and colours of this process's part of a global step."""
-        part_size = self.batch_size // self.world_size
-        start, stop = self.rank * part_size, (self.rank + 1) * part_size
-        if self.is_sequential:  # only as far as there are images
-            stop = min(stop, len(self.shards) - step * self.batch_size)
-        positions = np.arange(start, stop)
-        indices = self._order(step * self.batch_size + positions)
-        if self.bad_images and self.is_sequential:
-            are_good = ~self._bad.are_in(indices)
-            indices, positions = indices[are_good], positions[are_good]
-        elif self.bad_images:
-            indices = self._bad.replaced(indices)
-        entries = self.shards.entries(indices)
-        return make_plan(
-            self.augmentation,
-            indices=indices,
-            sizes=np.stack([entries["height"], entries["width"]], axis=1),
+        return self._plan(step)
+
+    def _make_planner(self) -> BatchPlanner:
+        return BatchPlanner(
+            shards=self.shards,
+            order=self._order,
+            is_sequential=self.is_sequential,
+            augmentation=self.augmentation,
             image_size=self.image_size,
             seed=self.seed,
-            step=step,
-            positions=positions,
+            batch_size=self.batch_size,
+            rank=self.rank,
+            world_size=self.world_size,
+            bad=self._bad,
         )
 
     def _order_settings(self) -> dict[str, Any]:
@@ -272,28 +279,3 @@ class Loader:
         except BaseException:
             self.close()
             raise
-
-    def _make(self, step: int) -> Batch:
-        plan, images = self._decode_good(step)
-        labels = torch.from_numpy(self.shards.index.labels(plan.indices)).to(self.device, non_blocking=True)
-        batch = Batch(images=images, labels=labels, ids=torch.from_numpy(plan.indices), step=step)
-        if self._transform is None:
-            return batch
-        with self._recorder.timing("finishing"), torch.no_grad():
-            batch = self._transform(batch)
-        if not isinstance(batch, Batch):
-            raise InputError(f"transform: returned {type(batch).__name__}; must return a Batch (dataclasses.replace)")
-        return batch
-
-    def _decode_good(self, step: int) -> tuple[Plan, torch.Tensor]:
-        """Plan and images of a step, planned again without what turns out to be bad until nothing does."""
-        while True:
-            with self._recorder.timing("planning"):
-                plan = self.plan(step)
-            images, bad = self._decode_batch(plan)
-            if not bad:
-                self._recorder.add("num_batches", 1)
-                self._recorder.add("num_images", len(plan))
-                self._recorder.add("num_cached", self._decode_batch.num_cached(plan.indices))
-                return plan, images
-            self._bad.remember({int(plan.indices[position]): reason for position, reason in bad.items()})

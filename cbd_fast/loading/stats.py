@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from cbd_fast.loading.forks import watch_forks
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderStats:
@@ -48,6 +50,11 @@ class Recorder:
 
     def __init__(self) -> None:
         self._totals: dict[str, Any] = asdict(LoaderStats())
+        self._adding = threading.Lock()
+        watch_forks(self)
+
+    def enter_child(self) -> None:
+        """A lock that nobody has: who had it is no thread of a forked child."""
         self._adding = threading.Lock()
 
     def add(self, name: str, amount: float) -> None:

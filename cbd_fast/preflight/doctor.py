@@ -19,12 +19,12 @@ from cbd_fast.loading.loader import Loader
 from cbd_fast.loading.sampling.policies import draw_fractions, make_order
 from cbd_fast.preflight.bottlenecks import Findings, Suggestion, mixed_rate
 from cbd_fast.preflight.throughput import fresh_train_step, training_rate
+from cbd_fast.resources import available_bytes, num_cores
 from cbd_fast.shards.reader import ShardReader
 from cbd_fast.shards.sources.image_folder import folder_source
 from cbd_fast.shards.writing.dataset_writer import write_dataset
 from cbd_fast.shards.writing.options import WriteOptions
 from cbd_fast.shards.writing.validate_image import ImageRules
-from cbd_fast.system import available_bytes, num_cores
 from cbd_fast.training.context import make_accelerator, make_loader
 from cbd_fast.training.plan import ModelSpec, plan_models
 

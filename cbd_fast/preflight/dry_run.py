@@ -16,7 +16,7 @@ from cbd_fast.config.schema import Config
 from cbd_fast.errors import InputError
 from cbd_fast.preflight.probe import ProbeResult, probe_model
 from cbd_fast.preflight.throughput import fresh_setup
-from cbd_fast.system import available_bytes
+from cbd_fast.resources import available_bytes
 from cbd_fast.training.checkpoint import MODEL_NAME, RESULT_NAME, load_checkpoint, read_state
 from cbd_fast.training.context import RunContext
 from cbd_fast.training.model_folder import CARD_NAME, read_model
@@ -27,8 +27,9 @@ from cbd_fast.training.selection import Best
 from cbd_fast.training.trackers import FOLDER_NAME
 from cbd_fast.ui.console import make_console
 
-MAX_CHECKPOINTS = 2  # of the model in training: the old one goes when the new one is whole
-MAX_BEST = 3  # best weights on the validation split: those of the checkpoint, of now, and new ones being written
+# besides the checkpoints that are kept: the oldest goes when the new one is whole
+NUM_NEW_CHECKPOINTS = 1
+NUM_NEW_BEST = 2  # best weights besides those of the checkpoints: those of now, and new ones being written
 
 
 class Evaluations(NamedTuple):
@@ -74,11 +75,11 @@ class RemainingWork:
         num_before_last = max(0, (self.spec.num_steps - 1) // interval - self.num_done // interval) if interval else 0
         return (num_before_last * (num_val or num_test) + num_val + num_test) / self.probe.evaluation_rate
 
-    def disk_bytes(self, checkpoint_every: int, num_best: int = 0) -> tuple[int, int]:
+    def disk_bytes(self, checkpoint_every: int, num_best: int = 0, max_checkpoints: int = 2) -> tuple[int, int]:
         """Bytes of the finished model on the disk, and those of its checkpoints and best weights until then."""
         if self.probe is None:
             return 0, 0
-        num_checkpoints = min(MAX_CHECKPOINTS, (self.spec.num_steps - 1) // checkpoint_every)
+        num_checkpoints = min(max_checkpoints, (self.spec.num_steps - 1) // checkpoint_every)
         weights = self.probe.weight_bytes
         return weights, num_checkpoints * (weights + self.probe.optimizer_bytes) + num_best * weights
 
@@ -98,10 +99,12 @@ def dry_run(specs: Sequence[ModelSpec], context: RunContext, title: str) -> None
     config, accelerator = context.config, context.accelerator
     folder = Path(config.output)
     check_writable(folder)
-    console = make_console() if accelerator.is_main_process else Console(quiet=True)
+    console = make_console(quiet=not accelerator.is_main_process)
     remaining = plan_remaining(specs, context, console)
-    num_best = MAX_BEST if context.val_loader else 0
-    needed, free = needed_disk_bytes(remaining, config.runtime.checkpoint_every, num_best), free_disk_bytes(folder)
+    keep, every = config.runtime.keep_checkpoints, config.runtime.checkpoint_interval(specs[0].num_steps)
+    num_best = keep + NUM_NEW_BEST if context.val_loader else 0
+    needed = needed_disk_bytes(remaining, every, num_best, keep + NUM_NEW_CHECKPOINTS)
+    free = free_disk_bytes(folder)
     if needed > free:
         raise InputError(
             f"output: {folder} needs up to {format_bytes(needed)} for models and checkpoints, but only "
@@ -138,7 +141,7 @@ def plan_remaining(specs: Sequence[ModelSpec], context: RunContext, console: Con
                 probes[kind] = probe_model(spec, context)
         state = read_state(spec.folder)
         probe = None if spec.is_finished else probes[kind]
-        remaining.append(RemainingWork(spec=spec, num_done=state["step"] if state else 0, probe=probe))
+        remaining.append(RemainingWork(spec=spec, num_done=state.step if state else 0, probe=probe))
     return remaining
 
 
@@ -163,14 +166,16 @@ def check_saved(spec: ModelSpec, config: Config) -> None:
         read_model(spec.folder)
     elif read_state(spec.folder):
         model = fresh_setup(spec, config).model
-        state = load_checkpoint(spec.folder, model, make_optimizer(model, config.optimization))
-        if state and state.get("best"):
-            Best(spec.folder, is_main=False, state=state["best"])
+        loaded = load_checkpoint(spec.folder, model, make_optimizer(model, config.optimization))
+        if loaded and loaded.state.best:
+            Best(spec.folder, is_main=False, checkpoint=loaded.state)
 
 
-def needed_disk_bytes(remaining: Sequence[RemainingWork], checkpoint_every: int, num_best: int = 0) -> int:
+def needed_disk_bytes(
+    remaining: Sequence[RemainingWork], checkpoint_every: int, num_best: int = 0, max_checkpoints: int = 2
+) -> int:
     """The most that a run adds on the disk: all finished models, and what one model has while it is trained."""
-    sizes = [work.disk_bytes(checkpoint_every, num_best) for work in remaining]
+    sizes = [work.disk_bytes(checkpoint_every, num_best, max_checkpoints) for work in remaining]
     return sum(finished for finished, _ in sizes) + max((in_training for _, in_training in sizes), default=0)
 
 
@@ -240,12 +245,13 @@ def bad_image_lines(bad_images: Mapping[str, str]) -> Iterator[str]:
 
 def written_lines(remaining: Sequence[RemainingWork], config: Config) -> Iterator[str]:
     """What a run would write, and where."""
-    every, folder = config.runtime.checkpoint_every, Path(config.output)
+    folder = Path(config.output)
     yield f"a run would write into {folder}, and this one has written nothing:"
     yield f"  {CONFIG_NAME}, {METRICS_NAME}, {SUMMARY_NAME}, {PER_CLASS_NAME}"
     unfinished = [work for work in remaining if work.probe]
     if unfinished:
         names = ", ".join(f"{work.spec.folder.name}/" for work in unfinished)
+        every = config.runtime.checkpoint_interval(unfinished[0].spec.num_steps)
         until_then = f"; until then a checkpoint every {every:,} steps" if unfinished[0].spec.num_steps > every else ""
         yield f"  {names}: {MODEL_NAME}, {CARD_NAME}, {RESULT_NAME}{until_then}"
     for work in remaining:

@@ -16,7 +16,8 @@ from cbd_fast.loading.cache.decoded_cache import block_bytes, choose_cached, req
 from cbd_fast.loading.loader import Loader
 from cbd_fast.loading.sampling.policies import draw_fractions
 from cbd_fast.preflight.throughput import agreed, fresh_train_step, training_rate
-from cbd_fast.system import available_bytes, peak_memory_bytes, reset_peak_memory
+from cbd_fast.resources import available_bytes
+from cbd_fast.system import peak_memory_bytes, reset_peak_memory
 from cbd_fast.training.context import RunContext, make_train_loader
 from cbd_fast.training.models import CosineModel
 from cbd_fast.training.optimized_model import inference_dtype, optimized_for_inference

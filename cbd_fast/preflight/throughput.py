@@ -11,7 +11,7 @@ from accelerate.utils import broadcast
 
 from cbd_fast.config.schema import Config
 from cbd_fast.loading.batch import Batch
-from cbd_fast.training.checkpoint import read_result
+from cbd_fast.training.finished import has_result
 from cbd_fast.training.model_folder import read_model
 from cbd_fast.training.models import build_model
 from cbd_fast.training.plan import ModelSetup, ModelSpec, join_setup
@@ -65,7 +65,7 @@ def agreed(accelerator: Accelerator, is_time_up: bool) -> bool:
 
 def _is_to_be_trained(teacher: Path, spec: ModelSpec) -> bool:
     """Whether a teacher's folder is one of this run, where its result is written last, and not another run's."""
-    return teacher.parent == spec.folder.parent and read_result(teacher) is None
+    return teacher.parent == spec.folder.parent and not has_result(teacher)
 
 
 def _run_step(train_step: TrainStep, batch: Batch) -> None:

@@ -1,17 +1,43 @@
 """dataset.json: what a folder of shards holds and how it was made. It is written last and checked when opened."""
 
+import errno
 import json
+import os
+import re
+import reprlib
+import stat
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
+from pydantic_core import from_json
 
-from cbd_fast.errors import InputError, first_line
+from cbd_fast.errors import InputError, first_line, printable
 
 MANIFEST_NAME = "dataset.json"
 FORMAT = "cbd_fast shards"
 FORMAT_VERSION = 2
 IN_PLACE = "webdataset in place"  # source of tars that somebody else wrote and that were indexed where they are
+MAX_MANIFEST_BYTES = 32 << 20  # 140,000 shards; what a forged one can make of it in memory is twenty times as much
+MAX_SPLITS = 100
+MAX_SHOWN = 100  # characters of what somebody else wrote, in a message
+SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def _check_inside(name: str) -> str:
+    """A path that stays in the folder it is joined to; what its links lead to is read, and never written."""
+    parts = name.split("/")
+    is_inside = all(part not in ("", ".", "..") and len(os.fsencode(part)) <= 255 for part in parts)
+    if not is_inside or not name.isprintable() or len(name) > 2000:
+        raise ValueError(f"{shown(name)} is no plain path of a file below the folder")
+    return name
+
+
+Count = Annotated[int, Field(ge=0, lt=1 << 62)]
+Crc32 = Annotated[int, Field(ge=0, lt=1 << 32)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+PathInside = Annotated[str, AfterValidator(_check_inside)]
 
 
 class Record(BaseModel):
@@ -23,10 +49,14 @@ class Record(BaseModel):
 class ShardRecord(Record):
     """One tar file."""
 
-    file: str
-    num_images: int = Field(ge=0)
-    num_bytes: int = Field(ge=0)
-    sha256: str
+    file: PathInside
+    num_images: Count
+    num_bytes: Count
+    sha256: Sha256
+
+    def path(self, folder: Path) -> Path:
+        """The file, in a folder of shards."""
+        return folder / _check_inside(self.file)
 
 
 class SplitRecord(Record):
@@ -36,13 +66,17 @@ class SplitRecord(Record):
     the crc32 of the index as it was made.
     """
 
-    num_images: int = Field(ge=0)
-    class_counts: list[int]
-    index: str
-    index_crc32: int
-    made_crc32: int | None = None
-    num_quarantined: int = 0
-    shards: list[ShardRecord]
+    num_images: Count
+    class_counts: Annotated[list[Count], FailFast()]
+    index: PathInside
+    index_crc32: Crc32
+    made_crc32: Crc32 | None = None
+    num_quarantined: Count = 0
+    shards: Annotated[list[ShardRecord], FailFast()]
+
+    def index_path(self, folder: Path) -> Path:
+        """The file of the index, in a folder of shards."""
+        return folder / _check_inside(self.index)
 
 
 class Recipe(Record):
@@ -62,11 +96,29 @@ class Manifest(Record):
 
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
-    classes: list[str]
+    classes: Annotated[list[str], FailFast()]
     splits: dict[str, SplitRecord]
     recipe: Recipe
-    num_skipped: int
-    notes: list[str] = []
+    num_skipped: Count
+    notes: Annotated[list[str], FailFast()] = []
+
+    @model_validator(mode="after")
+    def _check(self) -> "Manifest":
+        """What is written and removed later has these names, and readers count on these numbers."""
+        for split, record in self.splits.items():
+            if not SPLIT_NAME.fullmatch(split):
+                raise ValueError(f"the split {shown(split)} has no plain name of letters, digits, '.', '_' and '-'")
+            if not is_index_name(record.index, split):
+                raise ValueError(f"{shown(record.index)} is no name of an index of {split}")
+            if len(record.class_counts) != len(self.classes):
+                counts = f"{len(record.class_counts):,} counts for {len(self.classes):,} classes"
+                raise ValueError(f"the class_counts of {split}: {counts}")
+        files = Counter(shard.file for record in self.splits.values() for shard in record.shards)
+        if twice := [file for file, number in files.items() if number > 1]:
+            raise ValueError(f"{shown(twice[0])} is listed twice")
+        if "train" not in self.splits:
+            raise ValueError("there is no split 'train'")
+        return self
 
     @property
     def fingerprint(self) -> str:
@@ -78,6 +130,28 @@ class Manifest(Record):
     def to_json(self) -> str:
         """The content of dataset.json."""
         return json.dumps(self.model_dump(), indent=1, ensure_ascii=False) + "\n"
+
+
+def is_index_name(name: str, split: str) -> bool:
+    """Whether an index of a split may have this name: ``train.index.npy``, or ``train.index.3.npy`` of a quarantine."""
+    return re.fullmatch(rf"{re.escape(split)}\.index(\.[0-9]{{1,9}})?\.npy", name) is not None
+
+
+def shown(name: str) -> str:
+    """What somebody else wrote, in quotes, as it may be shown: cut off where it is long."""
+    return repr(printable(name if len(name) <= MAX_SHOWN else name[:MAX_SHOWN] + "..."))
+
+
+def file_size(path: Path) -> int:
+    """Bytes of a regular file, or of that which a link leads to.
+
+    Raises:
+        OSError: there is none, but perhaps a pipe or a device, which could be read for ever.
+    """
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "no regular file", str(path))
+    return status.st_size
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -92,11 +166,14 @@ def read_manifest(folder: Path) -> Manifest:
         raise InputError(f"{folder}: {reason}; make shards there with cbd-fast shards")
     content = _read_json(path)
     _check_version(path, content)
+    splits = content.get("splits")
+    if isinstance(splits, dict) and len(splits) > MAX_SPLITS:
+        raise InputError(f"{path}: not a manifest of shards ({len(splits):,} splits); make the shards again")
     try:
         return Manifest.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = printable(".".join(str(part)[:MAX_SHOWN] for part in first["loc"])) or "contents"
         raise InputError(
             f"{path}: not a manifest of shards ({where}: {first['msg']}); make the shards again"
         ) from error
@@ -113,7 +190,16 @@ def is_indexed_in_place(folder: Path) -> bool:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        if (num_bytes := file_size(path)) > MAX_MANIFEST_BYTES:
+            limit = f"not a manifest of shards ({num_bytes:,} bytes, and at most {MAX_MANIFEST_BYTES:,} are read)"
+            raise InputError(f"{path}: {limit}; make fewer, larger shards")
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); make it readable") from error
+    try:
+        if data.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
+            raise ValueError("it begins with a byte order mark, and was saved as something else than plain UTF-8")
+        content = from_json(data, allow_inf_nan=False)
     except ValueError as error:
         raise InputError(f"{path}: not a manifest of shards ({first_line(error)}); make the shards again") from error
     if not isinstance(content, dict):
@@ -123,11 +209,12 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _check_version(path: Path, content: dict[str, Any]) -> None:
     """Refuses other versions before any of their fields, which may have other names, is looked at."""
-    if content.get("format") != FORMAT:
-        raise InputError(f"{path}: not a manifest of shards (format {content.get('format')!r}, not {FORMAT!r})")
+    if (found := content.get("format")) != FORMAT:
+        raise InputError(f"{path}: not a manifest of shards (format {reprlib.repr(found)}, not {FORMAT!r})")
     version = content.get("format_version")
-    if not isinstance(version, int):
-        raise InputError(f"{path}: not a manifest of shards (format_version {version!r}); make the shards again")
+    if not isinstance(version, int) or isinstance(version, bool):
+        what = f"format_version {reprlib.repr(version)}"
+        raise InputError(f"{path}: not a manifest of shards ({what}); make the shards again")
     if version == FORMAT_VERSION:
         return
     age, remedy = "an older", "make the shards again, in another folder"
@@ -135,10 +222,8 @@ def _check_version(path: Path, content: dict[str, Any]) -> None:
         age, remedy = "a newer", "update cbd_fast"
     elif _source_of(content) == IN_PLACE:
         remedy = "index the shards again with cbd-fast index"
-    raise InputError(
-        f"{path}: made by {age} version of cbd_fast (format version {version}; this one reads {FORMAT_VERSION}); "
-        f"{remedy}"
-    )
+    versions = f"format version {reprlib.repr(version)}; this one reads {FORMAT_VERSION}"
+    raise InputError(f"{path}: made by {age} version of cbd_fast ({versions}); {remedy}")
 
 
 def _source_of(content: dict[str, Any]) -> str | None:

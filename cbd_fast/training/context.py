@@ -7,16 +7,19 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 
 from cbd_fast.config.schema import Config
-from cbd_fast.errors import InputError
+from cbd_fast.errors import InputError, RunError, first_line
 from cbd_fast.loading.loader import Loader
-from cbd_fast.processes import env_world_size
+from cbd_fast.processes import check_launcher, env_world_size
+from cbd_fast.resources import num_cores
 from cbd_fast.shards.reader import ShardReader
-from cbd_fast.system import num_cores
+from cbd_fast.training.peers import TIMEOUT
 from cbd_fast.training.plan import ModelSpec
 from cbd_fast.training.run_dir import RunDir
 from cbd_fast.training.selection import selection_interval
+from cbd_fast.training.stopping import Stops
 from cbd_fast.training.trackers import tracking_options
 from cbd_fast.ui.dashboard import Dashboard
 
@@ -34,6 +37,7 @@ class RunContext:
         val_loader: the split that the best weights are chosen on; None where the last weights are taken.
         evaluate_every: steps between two evaluations; None evaluates at the end only.
         on_bad_image: told name and reason of an image that cannot be used.
+        stops: says when all processes stop.
     """
 
     config: Config
@@ -44,11 +48,17 @@ class RunContext:
     val_loader: Loader | None
     evaluate_every: int | None
     on_bad_image: Callable[[str, str], None]
+    stops: Stops
 
 
 @contextmanager
 def open_context(
-    config: Config, shards: ShardReader, accelerator: Accelerator, run_dir: RunDir, dashboard: Dashboard
+    config: Config,
+    shards: ShardReader,
+    accelerator: Accelerator,
+    run_dir: RunDir,
+    dashboard: Dashboard,
+    stops: Stops | None = None,
 ) -> Iterator[RunContext]:
     """Opens the splits to evaluate on, whose shards and decoder are found to be usable before anything is written."""
 
@@ -72,6 +82,7 @@ def open_context(
             val_loader=open_loader("val") if interval else None,
             evaluate_every=interval or config.runtime.evaluate_every,
             on_bad_image=on_bad_image,
+            stops=stops or Stops(),
         )
 
 
@@ -102,13 +113,21 @@ def open_shards(config: Config) -> ShardReader:
 
 def make_accelerator(config: Config) -> Accelerator:
     """Joins the processes; on the CPU where there is no accelerator."""
+    check_launcher()
     torch.backends.cudnn.benchmark = True  # every batch has the same shape
-    accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.optimization.accumulation,
-        cpu=not torch.cuda.is_available(),
-        **tracking_options(config),
-    )
+    try:
+        accelerator = Accelerator(
+            mixed_precision=config.mixed_precision,
+            gradient_accumulation_steps=config.optimization.accumulation,
+            cpu=not torch.cuda.is_available(),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
+            **tracking_options(config),
+        )
+    except torch.distributed.DistError as error:
+        raise RunError(
+            f"the {env_world_size()} processes of the run could not join ({first_line(error)}); look at what the "
+            "others say, and start all of them"
+        ) from error
     joined = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     if joined != accelerator.num_processes:
         raise InputError(

@@ -3,6 +3,8 @@
 A registered metric is a function of ``Predictions`` that returns percent, or None where there is nothing to measure.
 """
 
+import math
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,10 +47,13 @@ class Predictions:
 
 
 def evaluate(predictions: Predictions, names: Iterable[str]) -> dict[str, float | None]:
-    """Registered metrics by name, in percent; None where there is nothing to measure."""
+    """Registered metrics by name, in percent; None where there is nothing to measure, or no number comes out."""
     values = {name: METRICS[name](predictions) for name in names}
+    odd = {name: value for name, value in values.items() if value is not None and not math.isfinite(value)}
+    if odd:
+        warnings.warn(f"metrics that are no numbers count as not measured: {odd}", stacklevel=2)
     # a number of NumPy's, which a user's metric is likely to return, would be none for JSON
-    return {name: None if value is None else float(value) for name, value in values.items()}
+    return {name: None if value is None or name in odd else float(value) for name, value in values.items()}
 
 
 def per_class_accuracy(counts: np.ndarray) -> np.ndarray:

@@ -3,28 +3,29 @@
 It loads by itself, anywhere: neither the run nor its shards need be there.
 """
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, ValidationError, field_serializer, model_validator
+from pydantic import Field, field_serializer, model_validator
 from torch import nn
 
 from cbd_fast.config.schema import Config
 from cbd_fast.config.sections import Precision
-from cbd_fast.errors import InputError, first_line
-from cbd_fast.files import write_atomically
+from cbd_fast.errors import InputError, printable
 from cbd_fast.loading.augment import Augmentation
 from cbd_fast.registry import BACKBONES
 from cbd_fast.settings import Settings
-from cbd_fast.training.checkpoint import MODEL_NAME, load_weights
+from cbd_fast.training.checked_json import as_kind, read_value, write_checked
+from cbd_fast.training.checkpoint import CARD_NAME, MODEL_NAME
 from cbd_fast.training.models import CosineModel
+from cbd_fast.training.tensor_files import FileRecord, check_file, load_weights, read_shapes, record_of
 from cbd_fast.version import __version__
 
-CARD_NAME = "config.json"
+REMEDY = "copy the folder again, or train again"
 FORMAT = "cbd_fast model"
 FORMAT_VERSION = 2
+MAX_SHOWN = 100  # characters of a file in a message
 # What decides how an image is seen that is not for training; only this of an Augmentation goes into the file.
 PREPROCESSING_NAMES = ("crop", "center_fraction", "mean", "std")
 
@@ -46,6 +47,7 @@ class ModelCard(Settings):
         image_size: side of the input in pixels.
         preprocessing: how an image becomes the input: a centre crop and colours.
         mixed_precision: precision in which the model was evaluated.
+        weights: what is known of the file of weights; None where the card was not written beside one.
         training: how it was trained, for people and other programs: nothing of it is needed to load the model.
     """
 
@@ -59,9 +61,10 @@ class ModelCard(Settings):
     projected_dim: int | None = Field(None, gt=0)
     classes: tuple[str, ...] = Field(strict=False)
     train_counts: tuple[int, ...] = Field(strict=False)
-    image_size: int = Field(gt=0)
+    image_size: int = Field(gt=0, le=1 << 14)
     preprocessing: Augmentation
     mixed_precision: Precision = "no"
+    weights: FileRecord | None = None
     training: dict[str, Any]
 
     @model_validator(mode="after")
@@ -121,8 +124,13 @@ def make_model_card(
 
 
 def write_model_card(folder: Path, card: ModelCard) -> None:
-    """Writes ``config.json``, whole or not at all; numbers that are not finite become null."""
-    write_atomically(folder / CARD_NAME, card.model_dump_json(indent=1) + "\n")
+    """Writes ``config.json``, which knows the weights beside it, whole or not at all.
+
+    Numbers that are not finite become null.
+    """
+    path = folder / MODEL_NAME
+    weights = record_of(path) if path.is_file() else None
+    write_checked(folder / CARD_NAME, card.model_copy(update={"weights": weights}))
 
 
 def read_model_card(folder: str | Path) -> ModelCard:
@@ -133,29 +141,17 @@ def read_model_card(folder: str | Path) -> ModelCard:
             not registered.
     """
     path = Path(folder) / CARD_NAME
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(_nothing_there(Path(folder))) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({first_line(error)})") from error
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{path}: damaged ({first_line(error)}); copy the folder again, or train again") from error
+    if not path.is_file():
+        raise InputError(_nothing_there(Path(folder)))
+    values = read_value(path, REMEDY)
     given = (values.get("format"), values.get("format_version")) if isinstance(values, dict) else (None, None)
     if given != (FORMAT, FORMAT_VERSION):
+        shown, version = (printable(repr(value))[:MAX_SHOWN] for value in given)
         raise InputError(
-            f"{path}: format {given[0]!r} version {given[1]!r}; this version of cbd_fast reads {FORMAT!r} version "
+            f"{path}: format {shown} version {version}; this version of cbd_fast reads {FORMAT!r} version "
             f"{FORMAT_VERSION}: name the folder of a model that it has trained"
         )
-    try:
-        card = ModelCard.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        problem = first["msg"].removeprefix("Value error, ")
-        raise InputError(f"{path}: damaged ({where}: {problem}); copy the folder again, or train again") from error
+    card = as_kind(path, values, ModelCard, REMEDY)
     try:
         BACKBONES.check(card.backbone)
     except ValueError as error:
@@ -194,22 +190,56 @@ def read_model(folder: str | Path) -> tuple[CosineModel, ModelCard]:
         InputError: the folder holds no finished model, or one that cannot be used.
     """
     card = read_model_card(folder)
+    check_shapes(folder, card)
     with torch.random.fork_rng(devices=[]):  # the fresh weights, which are lost, must not use up random numbers
         model = build_from_card(card)
-    read_weights(folder, model)
+    read_weights(folder, card, model)
     return model, card
 
 
-def read_weights(folder: str | Path, model: CosineModel) -> None:
+def read_weights(folder: str | Path, card: ModelCard, model: CosineModel) -> None:
     """Puts the weights of a model folder into a model that was made from its card.
+
+    Raises:
+        InputError: the weights are missing, damaged, of another model, or hold NaN or infinity.
+    """
+    load_weights(_weights_path(folder), model, REMEDY, card.weights)
+
+
+def check_weights(folder: str | Path, card: ModelCard) -> None:
+    """Compares the weights of a model folder with what its card knows of them.
+
+    Raises:
+        InputError: the weights are missing or damaged.
+    """
+    path = _weights_path(folder)
+    if card.weights:
+        check_file(path, card.weights, REMEDY)
+
+
+def check_shapes(folder: str | Path, card: ModelCard) -> None:
+    """Compares what a card says of a model's size with the weights, before a model of that size is made.
 
     Raises:
         InputError: the weights are missing, damaged, or of another model.
     """
+    path = _weights_path(folder)
+    shapes, width = read_shapes(path, REMEDY), card.projected_dim or card.feature_dim
+    expected = {"weight": (width, card.num_classes)}
+    if card.projected_dim:
+        expected["projection.weight"] = (card.projected_dim, card.feature_dim)
+    for name, shape in expected.items():
+        if shapes.get(name) != shape:
+            raise InputError(
+                f"{path}: not the weights of this model ({name} is {shapes.get(name)}, not {shape}); {REMEDY}"
+            )
+
+
+def _weights_path(folder: str | Path) -> Path:
     path = Path(folder) / MODEL_NAME
     if not path.is_file():
         raise InputError(f"{path}: missing beside its {CARD_NAME}; copy the whole folder")
-    load_weights(path, model, remedy="copy the folder again, or train again")
+    return path
 
 
 def _nothing_there(folder: Path) -> str:

@@ -14,10 +14,12 @@ from cbd_fast.files import file_sha256
 from cbd_fast.loading.augment import Augmentation
 from cbd_fast.loading.counter_rng import hash64
 from cbd_fast.shards.reader import ShardReader
-from cbd_fast.training.checkpoint import MODEL_NAME, read_result, read_state
+from cbd_fast.training.checkpoint import MODEL_NAME, read_state
+from cbd_fast.training.finished import has_result, read_finished
 from cbd_fast.training.losses import Objective, as_class_counts
-from cbd_fast.training.model_folder import read_model, read_model_card
+from cbd_fast.training.model_folder import check_weights, read_model, read_model_card
 from cbd_fast.training.models import CosineModel, Teachers, build_model
+from cbd_fast.training.saved_state import Result, State
 from cbd_fast.training.selection import selection_interval
 
 
@@ -57,7 +59,7 @@ class ModelSpec:
     @property
     def is_finished(self) -> bool:
         """Whether its folder holds its result."""
-        return read_result(self.folder) is not None
+        return has_result(self.folder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,12 +125,12 @@ def models_to_train(specs: list[ModelSpec], stages: str) -> list[ModelSpec]:
 
 
 def finished_results(specs: list[ModelSpec]) -> dict[str, dict[str, Any]]:
-    """Results by name of the models that are finished and of these settings."""
-    results = {spec.name: (spec, read_result(spec.folder)) for spec in specs}
+    """Results by name of the models that are finished and of these settings, as ``result.json`` has them."""
+    results = {spec.name: (spec, read_finished(spec.folder)) for spec in specs}
     return {
-        name: result
+        name: result.model_dump(mode="json")
         for name, (spec, result) in results.items()
-        if result and "identity" in result and not _changes(result["identity"], spec.identity)
+        if result and not _changes(result.identity, spec.identity)
     }
 
 
@@ -175,6 +177,7 @@ def _teacher_spec(
 def _check_teacher(folder: Path, config: Config) -> str:
     """The sha256 of the weights of a finished model of another run, which must see images as this run makes them."""
     card = read_model_card(folder)
+    check_weights(folder, card)
     ours = config.data.augmentation
     for name in ("mean", "std"):
         if getattr(card.preprocessing, name) != getattr(ours, name):
@@ -183,22 +186,32 @@ def _check_teacher(folder: Path, config: Config) -> str:
                 f"{getattr(card.preprocessing, name)}, and this run has {getattr(ours, name)}; its features would be "
                 "of other colours"
             )
-    return file_sha256(folder / MODEL_NAME)
+    return card.weights.sha256 if card.weights else file_sha256(folder / MODEL_NAME)
 
 
 def _check_identity(spec: ModelSpec) -> None:
-    """A model that was begun or finished goes on only with the settings that it began with."""
-    saved = read_result(spec.folder) or read_state(spec.folder)
-    if saved is not None and "images" not in saved["identity"]:
+    """A model that was begun or finished goes on only if it is whole, and with the settings that it began with."""
+    saved = read_finished(spec.folder, reads_all=True) or read_state(spec.folder)
+    if saved is not None and "images" not in saved.identity:
         raise InputError(
             f"{spec.folder} was trained by cbd_fast 0.1, whose models this version cannot use; choose another output, "
             "or remove that folder to train it again"
         )
-    if saved is not None and (changed := _changes(saved["identity"], spec.identity)):
+    too_much = saved.step > spec.num_steps if isinstance(saved, State) else _is_of_other_classes(saved, spec)
+    if too_much:
+        raise InputError(
+            f"{spec.folder} holds what is not of this run: more steps than {spec.num_steps}, or other classes; choose "
+            "another output, or remove that folder to train it again"
+        )
+    if saved is not None and (changed := _changes(saved.identity, spec.identity)):
         raise InputError(
             f"{spec.folder} was trained with other settings ({'; '.join(changed)}); choose another output, or remove "
             "that folder to train it again"
         )
+
+
+def _is_of_other_classes(result: Result | None, spec: ModelSpec) -> bool:
+    return result is not None and any(len(row) != len(spec.class_counts) for row in result.counts)
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

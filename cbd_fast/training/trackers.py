@@ -1,5 +1,6 @@
 """Experiment trackers such as TensorBoard, through Accelerate: every record of metrics.jsonl goes there too."""
 
+import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Real
@@ -123,6 +124,6 @@ def _options(config: Config, folder: Path) -> dict[str, dict[str, Any]]:
 def _run_id(folder: Path) -> str:
     """By which a tracker's server knows this run; made once."""
     path = folder / ID_NAME
-    if not path.is_file():
+    if not path.is_file() or not re.fullmatch(b"[0-9a-f]{32}", path.read_bytes()):
         write_atomically(path, uuid.uuid4().hex)
     return path.read_text()

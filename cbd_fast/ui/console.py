@@ -2,20 +2,38 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 
+from cbd_fast.errors import printable
 from cbd_fast.processes import env_local_rank
 
 MIN_SECONDS = 0.5  # a rate over less time says nothing
 
 
-def make_console() -> Console:
-    """A console that draws only on a real terminal, whatever FORCE_COLOR says."""
-    return Console(force_terminal=None if sys.stdout.isatty() else False)
+class SafeConsole(Console):
+    """A console on which text is only ever text: terminal escapes in names from outside are shown, not obeyed."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text.replace("\n", "").isprintable():
+                yield segment
+            else:
+                yield Segment("\n".join(map(printable, segment.text.split("\n"))), segment.style)
+
+
+def make_console(**options: Any) -> Console:
+    """A console that draws only on a real terminal, whatever FORCE_COLOR says.
+
+    Args:
+        **options: those of rich's ``Console``.
+    """
+    return SafeConsole(force_terminal=None if sys.stdout.isatty() else False, **options)
 
 
 class Rate:
@@ -37,7 +55,7 @@ class Rate:
 def make_bars(console: Console) -> Progress:
     """Progress bars, to be used in a ``with`` statement; every task needs a field ``rate``."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
@@ -63,6 +81,6 @@ def bar_of(
         yield on_progress
         return
     is_first = env_local_rank() == 0  # of a launcher's processes on this machine only one draws
-    with make_bars(make_console() if is_first else Console(quiet=True)) as bars:
+    with make_bars(make_console(quiet=not is_first)) as bars:
         task, rate = bars.add_task(description, total=None, rate=""), Rate()
         yield lambda done, total: bars.update(task, completed=done, total=total, rate=rate.describe(done))

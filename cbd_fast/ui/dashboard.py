@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from cbd_fast.errors import printable
 from cbd_fast.ui.console import Rate, make_console
 
 OWN_LINE = ("batch_milliseconds", "cache_fill")  # numbers with a line of their own
@@ -140,7 +141,7 @@ class PlainLog:
         pass
 
     def _print(self, line: str) -> None:
-        print(line, flush=True)
+        print(printable(line), flush=True)
 
 
 class Screen:
@@ -187,7 +188,7 @@ class Screen:
         self._progress.update(self._tasks[model], completed=step)
 
     def note(self, message: str) -> None:
-        self._notes = [*self._notes[-4:], message]
+        self._notes = [*self._notes[-4:], printable(message)]
 
     def stop(self) -> None:
         self._live.stop()
@@ -207,7 +208,11 @@ class Screen:
         if self._evaluations:
             parts.append(comparison(self._evaluations))
         parts += [Text(note, "yellow") for note in self._notes]  # not markup: they hold names of files
-        return Panel(Group(*parts), title=Text(self._title), title_align="left")
+        # narrower than the terminal: what it shows of a Ctrl-C would else begin a line that nobody takes away
+        width = self._console.width - len("^C^C^C")
+        title = Text(printable(self._title))
+        title.truncate(max(1, width - 6), overflow="ellipsis")  # or the panel would grow with it
+        return Panel(Group(*parts), title=title, title_align="left", width=width)
 
 
 def make_dashboard(is_main: bool) -> Dashboard:

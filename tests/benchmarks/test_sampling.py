@@ -9,7 +9,7 @@ import pytest
 from tests.helpers import REPOSITORY
 
 ORDERS = ["--images", "700", "--classes", "7", "--rounds", "1", "--policies", "progressive"]
-SOAK = ["--images", "512", "--points", "4", "--crop", "random_resized_crop"]
+SOAK = ["--images", "512", "--points", "4", "--crop", "random_resized_crop", "--evaluations", "8"]
 
 
 def run(script, *arguments):
@@ -34,4 +34,6 @@ def test_soak(digits_shards, tmp_path, max_growth, code):
     assert ("memory grew by" in done.stderr) == bool(code)
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert [row["images"] for row in rows] == [128, 256, 384, 512]
-    assert len({(row["threads"], row["open files"]) for row in rows}) == 1
+    assert [row["evaluations"] for row in rows] == [2, 4, 6, 8]
+    assert len({(row["threads"], row["open files"], row["shared, MB"]) for row in rows}) == 1
+    assert rows[0]["shared, MB"] > 0

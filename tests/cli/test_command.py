@@ -59,6 +59,13 @@ def test_a_signal_that_is_ignored_stays_ignored():
     assert ended.value.code == 0
 
 
+def test_a_signal_while_a_command_exits_is_no_traceback(capsys):
+    """It would be raised out of whatever Python does at the end."""
+    with pytest.raises(SystemExit):
+        run_command(lambda: _raise(RunError("loss is nan")))
+    assert signal.getsignal(signal.SIGTERM) is signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+
+
 @pytest.mark.parametrize("error", [KeyError("ours"), FileNotFoundError(errno.ENOENT, "No such file", "a")])
 def test_defects_keep_their_traceback(error):
     with pytest.raises(type(error)):

@@ -13,15 +13,13 @@ import pytest
 import webdataset
 from PIL import Image
 
+from cbd_fast.shards.png import chunk
 from tests.helpers import check_by_stock_readers, encoded, make_shards, run, write
+from tests.shards.writing.helpers import deep_png
 
 
 def png(width: int, height: int) -> bytes:
     """A PNG that says it is that large, and is not."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
-
     header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 0, 0, 0, 0])
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
@@ -149,3 +147,43 @@ def test_shrinking(image_folder, tmp_path):
     rows = np.load(tmp_path / "out" / "train.index.npy")
     assert np.minimum(rows["width"], rows["height"]).tolist() == [48] * 19
     check_by_stock_readers(tmp_path / "out", {"train": [0] * 12 + [1] * 5 + [2] * 2})
+
+
+def test_deep_turned_and_paged_images_and_what_is_said_of_them(photos, tmp_path):
+    folder = tmp_path / "in" / "a"
+    values = np.linspace(0, 4095, 40 * 60).astype(np.uint16).reshape(40, 60)
+    write(folder / "dark.png", deep_png(values // 4))
+    write(folder / "bright.png", deep_png(values))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    write(folder / "turned.jpg", encoded(photos[0][:40, :60], exif=exif))
+    pages = [Image.fromarray(photo[:40, :60]) for photo in photos]
+    pages[0].save(folder / "pages.tiff", save_all=True, append_images=pages[1:])
+    write(folder / "text.png", with_background_of_no_color(encoded(photos[1][:40, :60], "png")))
+    command = ["folder", "--train", tmp_path / "in", "--orient"]
+    done = make_shards(*command, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    for line in (
+        "2 images of more than 8 bits per sample: 0 became 0 and 4095 became 255 (the lowest and highest of all",
+        "1 images were turned as their orientation tags say",
+        "1 images are the first of several pages or frames; the others are left out",
+        "1 images stored without their metadata, which not every decoder reads past",
+        "3 images coded anew as 8-bit RGB",
+    ):
+        assert line in done.stdout
+    manifest = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    assert manifest["recipe"]["options"]["orient"] is True
+    assert manifest["notes"][0].startswith("2 images of more than 8 bits per sample")
+    check_by_stock_readers(tmp_path / "out", {"train": [0] * 5})
+    sizes = np.load(tmp_path / "out" / "train.index.npy")[["width", "height"]].tolist()
+    assert sorted(sizes) == [(40, 60)] + [(60, 40)] * 4
+    done = make_shards(*command, "--sixteen-bit", "0,8190", "--out", tmp_path / "other")
+    assert "0 became 0 and 8190 became 255 (as --sixteen-bit says" in done.stdout
+    for value in ("12", "5,1", "0,nan", "all"):
+        done = make_shards(*command, "--sixteen-bit", value, "--out", tmp_path / "bad")
+        assert (done.returncode, "must be full, range, or LO,HI" in done.stderr) == (2, True)
+
+
+def with_background_of_no_color(data: bytes) -> bytes:
+    """A PNG whose metadata DALI does not read past."""
+    return data[:33] + chunk(b"bKGD", b"") + data[33:]

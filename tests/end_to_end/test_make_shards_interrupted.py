@@ -161,3 +161,34 @@ def test_a_lost_folder_of_images_is_not_a_thousand_bad_ones(many_images, tmp_pat
     moved.rename(away)
     assert make_shards(*command, "--shard-images", "4").returncode == 0
     assert len((tmp_path / "out" / "skipped.csv").read_text().splitlines()) == 1 + 3
+
+
+@pytest.mark.parametrize(
+    ("signum", "to_all"),
+    [(signal.SIGTERM, True), (signal.SIGTERM, False), (signal.SIGHUP, True), (signal.SIGINT, True)],
+)
+def test_stopped_by_a_signal_it_says_so_and_goes_on(many_images, tmp_path, signum, to_all):
+    command = ["folder", "--train", many_images, "--max-bad", "0.1", "--shard-images", "4", "--out", tmp_path / "out"]
+    process = subprocess.Popen(
+        command_of("make_shards", *command),
+        cwd=REPOSITORY,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    half = tmp_path / f"out{PARTIAL_SUFFIX}"
+    while len(list(half.glob("*.tar"))) < 5:  # of which the first are finished
+        assert process.poll() is None
+        time.sleep(0.001)
+    workers = psutil.Process(process.pid).children()
+    os.killpg(process.pid, signum) if to_all else process.send_signal(signum)
+    _, errors = process.communicate(timeout=10)
+    assert process.returncode == 128 + signum
+    assert errors == f"stopped by {signum.name}; give the same command again to go on\n"
+    assert workers
+    assert not any(worker.is_running() for worker in workers)
+    if to_all and signum == signal.SIGTERM:
+        done = make_shards(*command)
+        assert done.returncode == 0
+        assert "images that are done already" in done.stdout

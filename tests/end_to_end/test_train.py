@@ -16,7 +16,7 @@ from cbd_fast import Loader
 from cbd_fast.config.schema import Config
 from cbd_fast.shards.reader import ShardReader
 from cbd_fast.training.trackers import tracked_values
-from tests.helpers import REPOSITORY, digits_config_file, scalars
+from tests.helpers import REPOSITORY, digits_config_file, images_read, read_lines, scalars
 
 LAUNCH = [str(Path(sys.executable).with_name("accelerate")), "launch"]
 ON_CPU = os.environ | {"ACCELERATE_USE_CPU": "true"}
@@ -38,24 +38,6 @@ def config(digits_shards, tmp_path) -> Path:
         stage_one={"teachers": [{"seed": 1}, {"seed": 1, "color_jitter": 1.0}]},
         runtime={"log_every": 4, "checkpoint_every": 5, "record_batches": True},
     )
-
-
-def read_lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def images_read(run: Path) -> dict[tuple[str, int, int], tuple]:
-    """Image, box, flip and colours by model, step and place in the global batch, of all processes and launches."""
-    read: dict[tuple[str, int, int], tuple] = {}
-    for path in run.glob("batches.rank-*.jsonl"):
-        for line in read_lines(path):
-            num_images = len(line["indices"])
-            colors = line["colors"] * (num_images if len(line["colors"]) == 1 else 1)
-            images = zip(line["positions"], line["indices"], line["boxes"], line["flips"], colors, strict=True)
-            for position, *image in images:
-                # a step that was done twice must have read the same
-                assert read.setdefault((line["model"], line["step"], position), image) == image
-    return read
 
 
 def test_one_and_two_processes_and_a_killed_run_read_the_same(config, tmp_path):

@@ -215,3 +215,19 @@ def test_a_gpu_gives_the_same_answers(model_folder, predictor, files, pixels):
         by_label = dict(zip(theirs.labels, theirs.probabilities, strict=True))
         for label, probability in zip(ours.labels, ours.probabilities, strict=True):
             assert probability == pytest.approx(by_label[label], abs=0.03)
+
+
+def test_outputs_that_are_not_finite_are_no_predictions(model_folder, files, monkeypatch):
+    with Predictor(model_folder, device="cpu", decoder="torch") as predictor:
+        forward = predictor._optimized.forward
+
+        def overflowing(images):
+            output = forward(images)
+            logits = output.logits.clone()
+            logits[1:, 0] = float("inf")
+            return output._replace(logits=logits)
+
+        monkeypatch.setattr(predictor._optimized, "forward", overflowing)
+        first, *others = predictor(files[:3])
+    assert first.error is None
+    assert {other.error for other in others} == {"the model's outputs for it are not finite"}

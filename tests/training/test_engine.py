@@ -144,7 +144,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_steps(digits_shar
 
     monkeypatch.setattr(plan, "build_model", lambda *_: Diverges(*small_backbone(), 10))
     with pytest.raises(RunError, match="teacher-1: the loss is not finite somewhere in steps 6 to 10"):
-        run_in_process(digits_config(tmp_path, digits_shards, runtime={"log_every": 5}))
+        run_in_process(digits_config(tmp_path, digits_shards, runtime={"log_every": 5, "checkpoint_every": 5}))
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -181,7 +181,7 @@ def test_nothing_is_waited_for_between_two_lines_of_the_log(digits_shards, tmp_p
     """A value that Python asks for makes it wait for a GPU; only logging and evaluation may, at the end here."""
 
     def num_waits(num_steps: int) -> int:
-        runtime = {"log_every": 100}
+        runtime = {"log_every": 100, "checkpoint_every": 100}
         config = digits_config(
             tmp_path / str(num_steps), digits_shards, optimization={"steps": num_steps}, runtime=runtime
         )

@@ -1,4 +1,6 @@
+import hashlib
 import json
+import re
 import shutil
 
 import pytest
@@ -18,6 +20,7 @@ from cbd_fast.training.model_folder import (
     write_model_card,
 )
 from cbd_fast.training.models import build_model
+from cbd_fast.training.tensor_files import record_of
 from cbd_fast.version import __version__
 
 CLASSES, TRAIN_COUNTS = ["ant", "bee", "Käfer"], [12, 5, 2]
@@ -50,9 +53,9 @@ def written(folder, target_dim=None, name="student", **data):
         training=TRAINING,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    write_model_card(folder, card)
     save_weights(folder / "model.safetensors", model)
-    return model, card
+    write_model_card(folder, card)
+    return model, card.model_copy(update={"weights": record_of(folder / "model.safetensors")})
 
 
 @pytest.mark.parametrize(("target_dim", "projected_dim"), [(None, None), (128, None), (96, 96)])
@@ -78,6 +81,9 @@ def test_the_file_says_all_and_people_can_read_it(tmp_path):
     assert len(text.splitlines()) > 20
     values = json.loads(text)
     training = values.pop("training")
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    assert values.pop("weights") == {"num_bytes": len(weights), "sha256": hashlib.sha256(weights).hexdigest()}
+    assert re.fullmatch("[0-9a-f]{64}", values.pop("sha256"))
     assert values == {
         "format": "cbd_fast model",
         "format_version": 2,

@@ -6,9 +6,12 @@ import torch
 
 from cbd_fast.errors import InputError
 from cbd_fast.shards.reader import ShardReader
-from cbd_fast.training.checkpoint import save_finished
+from cbd_fast.training.checked_json import read_object
+from cbd_fast.training.checkpoint import save_weights
+from cbd_fast.training.finished import save_finished
 from cbd_fast.training.model_folder import make_model_card, write_model_card
 from cbd_fast.training.plan import build_setup, finished_results, models_to_train, plan_models
+from cbd_fast.training.saved_state import Result
 from tests.helpers import config_of
 
 
@@ -29,8 +32,9 @@ def finish(spec, config):
     model = build_setup(spec, config).model
     about = {"name": spec.name, "stage": spec.stage, "classes": list("abc"), "train_counts": list(spec.class_counts)}
     spec.folder.mkdir(parents=True, exist_ok=True)
+    save_weights(spec.folder / "model.safetensors", model)
     write_model_card(spec.folder, make_model_card(model, config, **about, training={}))
-    save_finished(spec.folder, model, {"identity": spec.identity})
+    save_finished(spec.folder, Result(identity=spec.identity, metrics={}, seconds=0.0))
 
 
 def test_both_stages(shards, tmp_path):
@@ -111,7 +115,7 @@ def test_a_setting_that_did_not_exist_yet_had_its_default(shards, tmp_path):
     teacher, _ = plan_models(config, shards)
     finish(teacher, config)
     path = teacher.folder / "result.json"
-    result = json.loads(path.read_text())
+    result = read_object(path, "")
     del result["identity"]["data.augmentation.flip"]
     path.write_text(json.dumps(result))
     assert [spec.name for spec in planned_of(config, shards)] == ["teacher-1", "student"]
@@ -126,7 +130,8 @@ def test_other_images_in_the_same_folder_are_refused(shards, tmp_path):
     teacher, _ = plan_models(config, shards)
     finish(teacher, config)
     result = Path(teacher.folder) / "result.json"
-    result.write_text(result.read_text().replace(shards.manifest.fingerprint, "00000000"))
+    changed = json.dumps(read_object(result, "")).replace(shards.manifest.fingerprint, "00000000")
+    result.write_text(changed)
     with pytest.raises(InputError, match="images was '00000000'"):
         planned_of(config, shards)
     assert json.loads(result.read_text())["identity"]["images"] == "00000000"

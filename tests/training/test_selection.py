@@ -1,5 +1,3 @@
-import json
-
 import pytest
 import torch
 from torch import nn
@@ -11,10 +9,12 @@ from cbd_fast.shards.sources.image_folder import folder_source
 from cbd_fast.shards.writing.dataset_writer import write_dataset
 from cbd_fast.shards.writing.options import WriteOptions
 from cbd_fast.training import meter
+from cbd_fast.training.checkpoint import best_files, read_state, save_checkpoint
 from cbd_fast.training.evaluation import predict_split
 from cbd_fast.training.metrics import evaluate
 from cbd_fast.training.model_folder import read_model
 from cbd_fast.training.plan import models_to_train, plan_models
+from cbd_fast.training.saved_state import BestWeights, State
 from cbd_fast.training.selection import Best, selection_interval
 from cbd_fast.training.trainer import Trainer, summarize
 from cbd_fast.ui.dashboard import NullDashboard
@@ -46,7 +46,7 @@ def test_the_best_is_kept(tmp_path):
     best = Best(tmp_path / "student", is_main=True)
     for step, accuracy in ((10, 20.0), (20, 30.0), (30, 30.0), (40, 25.0)):
         best.consider(step, accuracy, model_of(step))
-    assert best.state == {"step": 20, "per_class_mean": 30.0}  # of equals, the first
+    assert best.state.model_dump() == {"step": 20, "per_class_mean": 30.0}  # of equals, the first
     assert value_in(best) == 20
     assert [path.name for path in (tmp_path / "student").iterdir()] == ["best-00000020.safetensors"]
 
@@ -54,27 +54,28 @@ def test_the_best_is_kept(tmp_path):
 def test_a_killed_run_goes_on_with_the_best_that_its_checkpoint_knew(tmp_path):
     best = Best(tmp_path, is_main=True)
     best.consider(10, 20.0, model_of(10))
-    state = json.loads(json.dumps(best.state))  # in the checkpoint's file
-    best.checkpointed()
+    model = model_of(10)
+    state = State(step=15, identity={"images": "12ab"}, best=best.state, best_file=best.file)
+    save_checkpoint(tmp_path, model, torch.optim.SGD(model.parameters()), state)
     best.consider(20, 30.0, model_of(20))
     best.consider(30, 40.0, model_of(30))
-    assert len(list(tmp_path.iterdir())) == 2  # that of the checkpoint and the best
-    again = Best(tmp_path, is_main=True, state=state)
+    assert len(best_files(tmp_path)) == 2  # that of the checkpoint and the best
+    again = Best(tmp_path, is_main=True, checkpoint=read_state(tmp_path))
     assert value_in(again) == 10
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(best_files(tmp_path)) == 1
     again.consider(20, 10.0, model_of(21))
     assert value_in(again) == 10
 
 
 def test_best_weights_that_are_gone_are_missed_at_once(tmp_path):
     with pytest.raises(InputError, match=r"best-00000010.safetensors: missing, .*; remove .* to train it again"):
-        Best(tmp_path, is_main=True, state={"step": 10, "per_class_mean": 20.0})
+        Best(tmp_path, is_main=True, checkpoint=State(step=10, identity={}, best=BestWeights(step=10)))
 
 
 def test_only_the_main_process_writes(tmp_path):
     best = Best(tmp_path / "student", is_main=False)
     best.consider(10, 20.0, model_of(10))
-    assert best.state["step"] == 10
+    assert best.state.step == 10
     assert not (tmp_path / "student").exists()
 
 
@@ -125,10 +126,10 @@ def test_a_run_reports_the_best_on_the_validation_split(
     accuracies = {4: 40.0, 8: 60.0, 12: 60.0, 16: 50.0}  # of each epoch
     weights = {}
 
-    def counted(form, loader, accelerator):
+    def counted(form, loader, *others):
         """Weights and split that are evaluated; the step is that of the last line of the log."""
         weights[loader.shards.split, watched.step] = form.weight.clone()
-        return predict_split(form, loader, accelerator)
+        return predict_split(form, loader, *others)
 
     class Steps(Watched):
         step = 0

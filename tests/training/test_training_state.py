@@ -1,5 +1,6 @@
 """What a model goes on from; whole runs that are killed are in test_engine.py and test_end_to_end.py."""
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,8 +10,11 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import nn
 
+from cbd_fast.errors import InputError, RunError
 from cbd_fast.loading.augment import Augmentation
-from cbd_fast.training.checkpoint import checkpoints, read_result
+from cbd_fast.training.checked_json import read_object
+from cbd_fast.training.checkpoint import best_files, checkpoints
+from cbd_fast.training.finished import read_result
 from cbd_fast.training.model_folder import ModelCard
 from cbd_fast.training.train_step import TrainStep
 from cbd_fast.training.training_state import TrainingState
@@ -29,9 +33,13 @@ CARD = ModelCard(
 )
 
 
+IDENTITY = {"seed": 3, "images": "12ab"}
+NOTHING = {"metrics": {}, "counts": []}
+
+
 @pytest.fixture
 def spec(tmp_path):
-    return SimpleNamespace(folder=tmp_path / "student", identity={"seed": 3})
+    return SimpleNamespace(folder=tmp_path / "student", identity=IDENTITY)
 
 
 def train_step_of(seed: int, precision="no") -> TrainStep:
@@ -92,19 +100,20 @@ def test_seconds_add_up(spec):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cbd_fast.training.training_state.time", SimpleNamespace(perf_counter=lambda: next(clock)))
         TrainingState(train_step_of(0), spec, selects_best=False).save(7)
-        TrainingState(train_step_of(0), spec, selects_best=False).finish({}, CARD)
-    assert read_result(spec.folder)["seconds"] == 60 + 30
+        TrainingState(train_step_of(0), spec, selects_best=False).finish(NOTHING, CARD)
+    assert read_result(spec.folder).seconds == 60 + 30
 
 
 def test_the_end_replaces_the_checkpoints(spec):
     train_step = train_step_of(0)
     state = TrainingState(train_step, spec, selects_best=False)
     state.save(7)
-    state.finish({"metrics": {"top1": 50.0}}, CARD)
+    state.finish({"metrics": {"top1": 50.0}, "counts": [[2], [1], [2]]}, CARD)
     assert not checkpoints(spec.folder)
     result = read_result(spec.folder)
-    assert (result["metrics"], result["identity"]) == ({"top1": 50.0}, {"seed": 3})
-    assert result["selected"] is None
+    assert (result.metrics, result.identity) == ({"top1": 50.0}, IDENTITY)
+    assert result.counts == ((2,), (1,), (2,))
+    assert result.selected is None
     saved = load_file(spec.folder / "model.safetensors")
     assert all(torch.equal(saved[name], value) for name, value in train_step.unwrapped_model.state_dict().items())
 
@@ -115,9 +124,9 @@ def test_the_best_weights_are_known_again(spec):
     state.best.consider(5, 40.0, train_step.unwrapped_model)
     state.save(7)
     again = TrainingState(train_step_of(1), spec, selects_best=True)
-    assert again.best.state == {"step": 5, "per_class_mean": 40.0}
-    again.finish({}, CARD)
-    assert read_result(spec.folder)["selected"] == {"step": 5, "per_class_mean": 40.0}
+    assert again.best.state.model_dump() == {"step": 5, "per_class_mean": 40.0}
+    again.finish(NOTHING, CARD)
+    assert read_result(spec.folder).selected.model_dump() == {"step": 5, "per_class_mean": 40.0}
 
 
 def test_only_the_main_process_writes(spec):
@@ -127,5 +136,54 @@ def test_only_the_main_process_writes(spec):
     )
     state = TrainingState(replace(train_step, accelerator=other), spec, selects_best=True)
     state.save(7)
-    state.finish({}, CARD)
+    state.finish(NOTHING, CARD)
     assert not spec.folder.exists()
+
+
+def flip_last_bit(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def test_damaged_best_weights_fall_back_with_the_checkpoint_that_knows_them(spec):
+    train_step = train_step_of(0)
+    state = TrainingState(train_step, spec, selects_best=True)
+    for step, accuracy in ((5, 40.0), (10, 50.0)):
+        state.best.consider(step, accuracy, train_step.unwrapped_model)
+        state.save(step + 1)
+    assert [path.name for path in best_files(spec.folder)] == ["best-00000005.safetensors", "best-00000010.safetensors"]
+    flip_last_bit(spec.folder / "best-00000010.safetensors")
+    again = TrainingState(train_step_of(1), spec, selects_best=True)
+    assert (again.first_step, again.best.state.step) == (6, 5)
+    assert "best-00000010.safetensors: damaged" in again.damaged[0]
+    flip_last_bit(spec.folder / "best-00000005.safetensors")
+    with pytest.raises(InputError, match=r"best-00000010.*damaged.*best-00000005.*damaged.*remove these folders"):
+        TrainingState(train_step_of(1), spec, selects_best=True)
+
+
+def test_best_weights_that_are_damaged_later_are_not_taken(spec):
+    state = TrainingState(train_step := train_step_of(0), spec, selects_best=True)
+    state.best.consider(5, 40.0, train_step.unwrapped_model)
+    flip_last_bit(spec.folder / "best-00000005.safetensors")
+    with pytest.raises(InputError, match=rf"best-00000005\.safetensors: damaged .*; remove {spec.folder} to train it"):
+        state.best.load(train_step.unwrapped_model)
+
+
+def test_best_weights_that_are_not_finite_replace_nothing(spec):
+    state = TrainingState(train_step := train_step_of(0), spec, selects_best=True)
+    state.best.consider(5, 40.0, train_step.unwrapped_model)
+    with torch.no_grad():
+        train_step.unwrapped_model[0].weight[0, 0] = float("nan")
+    with pytest.raises(RunError, match="not written"):
+        state.best.consider(10, 50.0, train_step.unwrapped_model)
+    assert state.best.state.step == 5
+    assert [path.name for path in best_files(spec.folder)] == ["best-00000005.safetensors"]
+
+
+def test_a_loss_scale_of_another_kind_is_refused(spec):
+    TrainingState(train_step_of(0, "fp16"), spec, selects_best=False).save(7)
+    path = spec.folder / "checkpoint-00000007" / "state.json"
+    path.write_text(json.dumps(read_object(path, "") | {"scaler": {"scale": 8.0}}))
+    with pytest.raises(InputError, match=r"state\.json: damaged \(scaler has \['scale'\], not \["):
+        TrainingState(train_step_of(1, "fp16"), spec, selects_best=False)

@@ -4,6 +4,7 @@ import pytest
 from rich.console import Console
 
 from cbd_fast.ui import dashboard
+from cbd_fast.ui.console import make_console
 from cbd_fast.ui.dashboard import PlainLog, PlannedModel, Screen, TimeLeft, comparison, make_dashboard
 
 MODELS = [
@@ -140,3 +141,32 @@ def test_the_dashboard_fits_the_place(capsys):
     assert isinstance(make_dashboard(is_main=True), PlainLog)  # pytest is no terminal
     show(make_dashboard(is_main=False))
     assert capsys.readouterr().out == ""
+
+
+def test_a_panel_leaves_room_for_what_the_terminal_shows_of_a_ctrl_c():
+    """Behind a panel as wide as the terminal it would begin a new line, and a line of the panel would stay."""
+    screen = Screen(Console(file=io.StringIO(), force_terminal=True, width=80, height=40))
+    screen.start("r" * 100, MODELS)
+    panel = screen._render()
+    screen.stop()
+    plain = Console(file=io.StringIO(), width=80)
+    plain.print(panel)
+    assert max(map(len, plain.file.getvalue().splitlines())) == 80 - len("^C^C^C")
+
+
+def test_names_from_outside_cannot_move_the_cursor(capsys):
+    hostile = "runs/a\x1b[2J\r\n"
+    board = PlainLog()
+    board.start(hostile, MODELS)
+    board.note(f"bad image {hostile}")
+    assert capsys.readouterr().out == "runs/a\\x1b[2J\\r\\n\nbad image runs/a\\x1b[2J\\r\\n\n"
+    console = make_console(file=io.StringIO(), width=200)
+    console._force_terminal = True
+    screen = Screen(console)
+    screen.start(hostile, MODELS)
+    screen.note(f"bad image {hostile}")
+    console.print(screen._render())
+    screen.stop()
+    shown = console.file.getvalue()
+    assert "a\x1b[2J" not in shown
+    assert r"bad image runs/a\x1b[2J\r\n" in shown

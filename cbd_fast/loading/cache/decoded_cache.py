@@ -14,8 +14,8 @@ import torch
 
 from cbd_fast.errors import InputError
 from cbd_fast.loading.cache.shared_memory import ProgressCallback, SharedMemory
+from cbd_fast.resources import available_bytes
 from cbd_fast.shards.reader import ShardReader
-from cbd_fast.system import available_bytes
 
 NUM_PASSES = 20  # over what is left; the room that remains is then less than a few images
 ALIGNMENT = 64  # bytes; an image begins on a line of the processor's cache

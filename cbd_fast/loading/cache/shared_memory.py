@@ -1,26 +1,25 @@
 """Memory that the processes of one machine share and that is gone when the last of them is, however it ended.
 
-The first process to come makes the block and fills it; the others wait, then map the same memory. The block is an
-anonymous file (memfd), which the kernel frees with its last user, also after a kill. A note, a small temporary file
-that is locked while the block is being filled, says which processes have it open under which number; it goes with the
-last of them, unless that one is killed.
+The first process to come makes the block, an anonymous file (memfd), and fills it; the others find it among the open
+files of this user's processes and map the same memory. Nothing has a place in a file system: nobody can put anything
+else there, and nothing is left after a kill. Where that cannot be, a process has memory of its own.
 """
 
-import fcntl
-import json
 import mmap
 import os
-import tempfile
-import time
+import struct
+import warnings
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any, TextIO
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 import torch
 
-LOOK_EVERY_SECONDS = 0.2
+from cbd_fast.errors import first_line
+from cbd_fast.loading.cache.turns import turn
+from cbd_fast.loading.forks import OwnProcess
+
+_STATE = struct.Struct("3q")  # behind the bytes: how much is done, of how much, and whether all of it is there
 
 ProgressCallback = Callable[[int, int], None]  # how much is done, of how much
 
@@ -49,30 +48,31 @@ class SharedMemory:
                 process tries.
             on_progress: called in every process, whether it fills or waits.
         """
-        path = Path(tempfile.gettempdir()) / f"cbd_fast-{os.getuid()}-{name}"
-        with _locked(path, on_progress) as note:
-            users = _read(note).get("users", [])
-            shared_descriptor = _open_block(users, name, num_bytes)
-            self.is_mine = shared_descriptor is None
-            descriptor = os.memfd_create(_memfd_name(name)) if shared_descriptor is None else shared_descriptor
-            me = [os.getpid(), descriptor]
-            # also when this process ends without closing
-            self._release = weakref.finalize(self, _release, me, path)
-            if self.is_mine:
-                users = []
-                os.ftruncate(descriptor, num_bytes)
-            self.data = torch.frombuffer(mmap.mmap(descriptor, num_bytes), dtype=torch.uint8)
+        process = OwnProcess("Loader")
 
-            def write_progress(done: int, total: int) -> None:
-                _write(note, {"done": done, "total": total})
+        def pass_on_progress(process_id: int) -> None:
+            for done, total, _ in _states(name, num_bytes, [process_id]).values():
+                if total:
+                    on_progress(done, total)
+
+        with turn(name, pass_on_progress) as is_my_turn:
+            if not is_my_turn:
+                _warn("another user has its name, or there is no such name here")
+            descriptor, memory, self.is_mine = _open(name, num_bytes) if is_my_turn else (None, _own(num_bytes), True)
+            self.data = torch.frombuffer(memory, dtype=torch.uint8, count=num_bytes)
+            self._release = weakref.finalize(self, _close, descriptor, process)
+            if not self.is_mine:
+                return
+
+            def note_progress(done: int, total: int) -> None:
+                _STATE.pack_into(memory, num_bytes, done, total, 0)
                 on_progress(done, total)
+                process.require()  # what is called may have forked
 
             try:
-                if self.is_mine:
-                    fill(self.data, write_progress)
-                _write(note, {"users": [*users, me]})
+                fill(self.data, note_progress)
+                _STATE.pack_into(memory, num_bytes, 0, 0, 1)
             except BaseException:
-                path.unlink(missing_ok=True)
                 self.close()
                 raise
 
@@ -82,75 +82,73 @@ class SharedMemory:
         self._release()
 
 
-def _release(me: list[int], path: Path) -> None:
-    """Takes a process out of the note, which goes with the last of them, and closes its block."""
-    with suppress(OSError), open(path, "r+") as note:  # or it is gone, or in use: who reads it passes over the dead
-        fcntl.flock(note, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        others = [user for user in _read(note).get("users", []) if user != me and Path(_descriptor_path(user)).exists()]
-        if others:
-            _write(note, {"users": others})
-        else:
-            path.unlink()
-    os.close(me[1])
+def _close(descriptor: int | None, process: OwnProcess) -> None:
+    if descriptor is not None and process:  # a child may have closed it, and opened something else in its place
+        os.close(descriptor)
 
 
-@contextmanager
-def _locked(path: Path, on_progress: ProgressCallback) -> Iterator[TextIO]:
-    """Opens and locks a note; while another process fills the block, passes on its progress."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    while True:
-        with open(os.open(path, flags, 0o600), "r+") as note:
-            _wait_for(note, on_progress)
-            with suppress(FileNotFoundError):  # the last user may have taken it away meanwhile
-                if os.fstat(note.fileno()).st_ino == path.stat().st_ino:
-                    yield note
-                    return
-
-
-def _wait_for(note: TextIO, on_progress: ProgressCallback) -> None:
-    """Locks the note; while another process fills the block, passes on its progress."""
-    while True:
-        try:
-            fcntl.flock(note, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            progress = _read(note)
-            if "done" in progress:
-                on_progress(progress["done"], progress["total"])
-            time.sleep(LOOK_EVERY_SECONDS)
-
-
-def _read(note: TextIO) -> dict[str, Any]:
-    """Content of the note; empty if it is new, or just being written."""
-    note.seek(0)
-    with suppress(ValueError):
-        return json.loads(note.read())
-    return {}
-
-
-def _write(note: TextIO, content: dict[str, Any]) -> None:
-    note.seek(0)
-    note.truncate()
-    json.dump(content, note)
-    note.flush()
-
-
-def _open_block(users: list[list[int]], name: str, num_bytes: int) -> int | None:
-    """The block that one of the users still has, opened; None if it is there no more, or is another by now."""
-    for user in users:
-        with suppress(OSError):
-            if _memfd_name(name) not in os.readlink(_descriptor_path(user)):
-                continue
-            descriptor = os.open(_descriptor_path(user), os.O_RDWR | os.O_CLOEXEC)
-            if os.fstat(descriptor).st_size == num_bytes:
-                return descriptor
+def _open(name: str, num_bytes: int) -> tuple[int | None, mmap.mmap, bool]:
+    """The block that another process filled, or a new one: descriptor, memory, and whether it is to be filled."""
+    descriptor = None
+    try:
+        whole = [path for path, (_, _, is_whole) in _states(name, num_bytes, _process_ids()).items() if is_whole]
+        with suppress(FileNotFoundError, IndexError):  # the last process that had it may have ended meanwhile
+            descriptor = os.open(whole[0], os.O_RDWR | os.O_CLOEXEC)
+        is_new = descriptor is None
+        if descriptor is None:
+            descriptor = os.memfd_create(_memfd_name(name))
+            os.ftruncate(descriptor, num_bytes + _STATE.size)
+        return descriptor, mmap.mmap(descriptor, num_bytes + _STATE.size), is_new
+    except (OSError, AttributeError) as error:  # no such files, or no shared maps of them
+        if descriptor is not None:
             os.close(descriptor)
-    return None
+        _warn(first_line(error))
+        return None, _own(num_bytes), True
 
 
-def _descriptor_path(user: list[int]) -> str:
-    process, descriptor = user
-    return f"/proc/{process}/fd/{descriptor}"
+def _own(num_bytes: int) -> mmap.mmap:
+    """Memory of this process alone."""
+    return mmap.mmap(-1, num_bytes + _STATE.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+def _warn(reason: str) -> None:
+    warnings.warn(
+        f"the cache cannot be shared with other processes here ({reason}); this process keeps one of its own",
+        stacklevel=2,
+    )
+
+
+def _process_ids() -> list[int]:
+    """This user's processes."""
+    user, found = os.geteuid(), []
+    for entry in os.scandir("/proc"):
+        with suppress(OSError):  # it may have ended meanwhile
+            if entry.name.isdecimal() and entry.stat().st_uid == user:
+                found.append(int(entry.name))
+    return found
+
+
+def _states(name: str, num_bytes: int, process_ids: Iterable[int]) -> dict[str, tuple[int, int, int]]:
+    """How far the blocks of that name and size are that processes have open, by path."""
+    link = f"/memfd:{_memfd_name(name)} (deleted)"
+    found = {}
+    for process_id in process_ids:
+        with suppress(OSError):  # not ours to look at, or gone
+            for entry in os.scandir(f"/proc/{process_id}/fd"):
+                with suppress(OSError):
+                    if os.readlink(entry.path) == link and (state := _state(entry.path, num_bytes)):
+                        found[entry.path] = state
+    return found
+
+
+def _state(path: str, num_bytes: int) -> tuple[int, int, int] | None:
+    """How much is done, of how much, and whether all is there; None of a block of another size or user."""
+    with open(path, "rb", buffering=0) as file:
+        status = os.fstat(file.fileno())
+        if status.st_size != num_bytes + _STATE.size or status.st_uid != os.geteuid():
+            return None
+        done, total, is_whole = _STATE.unpack(os.pread(file.fileno(), _STATE.size, num_bytes))
+    return done, total, is_whole
 
 
 def _memfd_name(name: str) -> str:

@@ -19,11 +19,29 @@ from cbd_fast.loading.decoding.dali_pipelines import build_pipeline
 from cbd_fast.loading.decoding.torch_decoder import crop_and_resize, resize
 
 
-class _ThreadPipelines(threading.local):
-    """Pipelines of one thread, by task: each thread that looks at ``by_task`` sees a dict of its own."""
+class _ThreadPipelines:
+    """Pipelines by thread and task.
+
+    No ``threading.local``: in a forked child those of the threads that it has not are dropped before anything can be
+    done about what they hold.
+    """
 
     def __init__(self) -> None:
-        self.by_task: dict[str, Any] = {}
+        self._by_thread: dict[threading.Thread, dict[str, Any]] = {}
+
+    def of_this_thread(self) -> dict[str, Any]:
+        """The calling thread's pipelines by task; those of threads that have ended are let go."""
+        thread = threading.current_thread()
+        if thread not in self._by_thread:
+            self.drop_ended()
+            self._by_thread[thread] = {}
+        return self._by_thread[thread]
+
+    def drop_ended(self) -> None:
+        """Lets go the pipelines of threads that have ended."""
+        for thread in list(self._by_thread):
+            if not thread.is_alive():
+                self._by_thread.pop(thread, None)
 
 
 class DaliDecoder:
@@ -96,6 +114,10 @@ class DaliDecoder:
         # one by one, or the good ones would have the reference's pixels
         return [self.whole([file], sizes[position : position + 1])[0] for position, file in enumerate(files)]
 
+    def drop_unused(self) -> None:
+        """Lets go the pipelines of threads that have ended."""
+        self._pipelines.drop_ended()
+
     def _do_all(self, images: Sequence[EncodedOrDecoded], plan: Plan) -> Crops:
         size = self._image_size
         pixels = torch.empty((len(plan), size, size, 3), dtype=torch.uint8, device=self._device)
@@ -137,7 +159,7 @@ class DaliDecoder:
         if task != "decode":
             int_boxes = boxes.astype(np.int32)
             inputs |= {"anchors": list(int_boxes[:, :2]), "shapes": list(int_boxes[:, 2:])}
-        pipelines = self._pipelines.by_task
+        pipelines = self._pipelines.of_this_thread()
         if task not in pipelines:
             are_on_gpu = isinstance(images[0], torch.Tensor) and images[0].is_cuda
             pipelines[task] = self._build(task, are_images_on_gpu=are_on_gpu)

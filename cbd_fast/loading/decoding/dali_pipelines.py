@@ -1,10 +1,38 @@
 """The graphs of NVIDIA DALI that decode, cut and resize."""
 
+import weakref
 from typing import Any
 
 import torch
 
+from cbd_fast.loading.forks import keep_for_ever, watch_forks
+
 TASKS = ("crop_files", "crop_images", "decode", "decode_boxes")
+
+
+class _Pipelines:
+    """All pipelines of this process, also those that are just being built."""
+
+    def __init__(self) -> None:
+        self._alive: weakref.WeakSet[Any] = weakref.WeakSet()
+        watch_forks(self)
+
+    def add(self, pipeline: Any) -> None:
+        """Adds a pipeline, as long as it lives."""
+        self._alive.add(pipeline)
+
+    def enter_child(self) -> None:
+        """Takes what is behind each pipeline away from it, for ever.
+
+        Its end waits for threads that a forked child has not, be it that nobody needs the pipeline any more or that
+        the interpreter ends, when DALI shuts down all that there are.
+        """
+        for pipeline in list(self._alive):
+            keep_for_ever(pipeline._pipe)
+            pipeline._pipe = None
+
+
+_PIPELINES = _Pipelines()
 
 
 def build_pipeline(
@@ -44,6 +72,7 @@ def build_pipeline(
         device_id=(device.index or 0) if is_on_gpu else None,
         prefetch_queue_depth=1,  # one batch in, one batch out
     )
+    _PIPELINES.add(pipeline)
     with pipeline:
         pipeline.set_outputs(_graph(task, is_on_gpu, image_size, are_images_on_gpu))
     pipeline.build()

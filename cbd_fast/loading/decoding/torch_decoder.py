@@ -24,15 +24,15 @@ class TorchDecoder:
 
     def __call__(self, images: Sequence[EncodedOrDecoded], plan: Plan) -> Crops:
         size = self._image_size
-        pixels = torch.empty((len(plan), size, size, 3), dtype=torch.uint8)
+        pixels = np.empty((len(plan), size, size, 3), np.uint8)
         bad = {}
         for position, (image, box) in enumerate(zip(images, plan.boxes, strict=True)):
             decoded = image.cpu() if isinstance(image, torch.Tensor) else _decode(image)
             if isinstance(decoded, str):
                 bad[position] = decoded
             else:
-                pixels[position] = crop_and_resize(decoded, box, size)
-        return Crops(pixels, bad)
+                pixels[position] = crop_and_resize(decoded, box, size).numpy()
+        return Crops(torch.from_numpy(pixels), bad)
 
     def whole(self, files: Sequence[np.ndarray], sizes: np.ndarray) -> list[torch.Tensor | str]:
         return [_decode(file) for file in files]
@@ -60,14 +60,15 @@ def crop_and_resize(image: torch.Tensor, box: np.ndarray, image_size: int) -> to
     Returns:
         ``(image_size, image_size, 3)`` uint8.
     """
-    top, left, height, width = (int(number) for number in box)
+    top, left, height, width = box.tolist()
     bottom, right = top + height, left + width
-    crop = image[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
+    # for small images NumPy takes a fraction of the time that PyTorch takes for slices
+    crop = image.numpy()[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
     if crop.shape[:2] != (height, width):
-        inside, crop = crop, image.new_zeros((height, width, 3))
+        inside, crop = crop, np.zeros((height, width, 3), np.uint8)
         below, beside = max(-top, 0), max(-left, 0)
         crop[below : below + inside.shape[0], beside : beside + inside.shape[1]] = inside
-    return resize(crop, image_size)
+    return resize(torch.from_numpy(crop), image_size)
 
 
 def resize(image: torch.Tensor, image_size: int) -> torch.Tensor:

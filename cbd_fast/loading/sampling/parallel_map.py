@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from cbd_fast.system import num_cores
+from cbd_fast.resources import num_cores
 
 # Numbers of 64 bits. A few arrays of so many stay in a core's caches; with fewer, threads would spend their time on
 # passing the interpreter's lock to each other: one thread alone is fastest with a third of it.

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from cbd_fast.errors import InputError
+from cbd_fast.files import user_path
 from cbd_fast.registry import SOURCES
 from cbd_fast.shards.long_tail import choice_key, exponential_counts
 from cbd_fast.shards.png import encode_png
@@ -45,7 +46,7 @@ class Cifar10(SourceLayout):
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
         """Adds the folder."""
-        parser.add_argument("folder", type=Path, metavar="DIR")
+        parser.add_argument("folder", type=user_path, metavar="DIR")
 
     @classmethod
     def open(cls, arguments: argparse.Namespace) -> Source:

@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cbd_fast.errors import InputError
+from cbd_fast.files import user_path
 from cbd_fast.registry import SOURCES
 from cbd_fast.shards.sources.base import (
+    MAX_GAPS,
     MAX_LABEL,
+    MAX_SHOWN,
     Source,
     SourceImage,
     SourceLayout,
@@ -19,6 +22,7 @@ from cbd_fast.shards.sources.base import (
     read_classes,
     read_lines,
 )
+from cbd_fast.shards.sources.label_texts import is_number
 
 
 @SOURCES.register("list")
@@ -28,11 +32,11 @@ class ImageList(SourceLayout):
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
         """Adds the folder of the images and the list of each split."""
-        parser.add_argument("--images", type=Path, required=True, metavar="ROOT", help="where the paths start")
-        parser.add_argument("--train", type=Path, required=True, metavar="LIST")
-        parser.add_argument("--val", type=Path, metavar="LIST")
-        parser.add_argument("--test", type=Path, metavar="LIST")
-        parser.add_argument("--classes", type=Path, metavar="FILE", help="names of the classes, one per line")
+        parser.add_argument("--images", type=user_path, required=True, metavar="ROOT", help="where the paths start")
+        parser.add_argument("--train", type=user_path, required=True, metavar="LIST")
+        parser.add_argument("--val", type=user_path, metavar="LIST")
+        parser.add_argument("--test", type=user_path, metavar="LIST")
+        parser.add_argument("--classes", type=user_path, metavar="FILE", help="names of the classes, one per line")
 
     @staticmethod
     def open(arguments: argparse.Namespace) -> Source:
@@ -80,7 +84,13 @@ def _classes_of_folders(path: Path, root: Path) -> list[str]:
     for name, label in _names_and_labels(path, root):
         folder = os.path.basename(os.path.dirname(name))
         folder_of[label] = folder if folder_of.setdefault(label, folder) == folder else None
-    folders = [folder_of.get(label) for label in range(max(folder_of, default=-1) + 1)]
+    largest = max(folder_of, default=-1)
+    if largest - len(folder_of) > MAX_GAPS:
+        raise InputError(
+            f"{path}: has {len(folder_of):,} different labels, but the largest is {largest}; number them from 0 "
+            "without gaps"
+        )
+    folders = [folder_of.get(label) for label in range(largest + 1)]
     is_named = all(folders) and len(set(folders)) == len(folders)
     return [str(folder) if is_named else str(label) for label, folder in enumerate(folders)]
 
@@ -91,10 +101,12 @@ def _names_and_labels(path: Path, root: Path) -> Iterator[tuple[str, int]]:
         if not line.strip():
             continue
         name, _, label = line.rstrip().rpartition(" ") if "\t" not in line else line.rstrip().rpartition("\t")
-        if not name or not label.isdecimal() or "\0" in name:
-            raise InputError(f"{path}: line {number}: {line!r} is not 'relative/path label' with a label of 0 or more")
-        if int(label) > MAX_LABEL:
-            raise InputError(f"{path}: line {number}: label {label} is no number of a class")
+        if not name or "\0" in name or not is_number(label):
+            hint = "; it seems to be UTF-16 without its mark, or no text: save it as UTF-8" if "\0" in line else ""
+            raise InputError(
+                f"{path}: line {number}: {line[:MAX_SHOWN]!r} is not 'relative/path label' with a label of 0 or more, "
+                f"at most {MAX_LABEL}{hint}"
+            )
         is_empty = False
         yield plain_name(name.rstrip(), root), int(label)
     if is_empty:

@@ -1,16 +1,31 @@
 """The iNaturalist competitions: images in folders, classes in JSON files of the COCO form."""
 
 import argparse
+import codecs
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ijson
 import numpy as np
 
-from cbd_fast.errors import InputError, first_line
+from cbd_fast.errors import InputError, printable
+from cbd_fast.files import user_path
 from cbd_fast.registry import SOURCES
-from cbd_fast.shards.sources.base import Source, SourceImage, SourceLayout, check_folder, file_image, plain_name
+from cbd_fast.shards.sources.base import (
+    Source,
+    SourceImage,
+    SourceLayout,
+    check_folder,
+    file_image,
+    has_control_characters,
+    plain_name,
+)
+
+MAX_JSON_DEPTH = 100
+MAX_DIGITS = 1000
+_LONG_NUMBER = re.compile(rb"[0-9]{%d}" % MAX_DIGITS)
 
 
 @SOURCES.register("inaturalist")
@@ -20,9 +35,13 @@ class INaturalist(SourceLayout):
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
         """Adds the folder of the images and the annotations of each split."""
-        parser.add_argument("--images", type=Path, required=True, metavar="ROOT", help="where the file names start")
-        parser.add_argument("--train", type=Path, required=True, metavar="JSON")
-        parser.add_argument("--val", type=Path, metavar="JSON", help="becomes the test split, as in the literature")
+        parser.add_argument(
+            "--images", type=user_path, required=True, metavar="ROOT", help="where the file names start"
+        )
+        parser.add_argument("--train", type=user_path, required=True, metavar="JSON")
+        parser.add_argument(
+            "--val", type=user_path, metavar="JSON", help="becomes the test split, as in the literature"
+        )
 
     @staticmethod
     def open(arguments: argparse.Namespace) -> Source:
@@ -48,6 +67,8 @@ def inaturalist_source(root: Path, annotations: dict[str, Path]) -> Source:
     }
     if not categories:
         raise InputError(f"{annotations['train']}: has no 'categories'; the file of training annotations should")
+    if odd := [name for name in categories.values() if has_control_characters(name)]:
+        raise InputError(f"{annotations['train']}: the category {odd[0]!r} has characters that cannot be shown")
     label_of = {number: label for label, number in enumerate(sorted(categories))}
 
     def images() -> Iterator[SourceImage]:
@@ -80,7 +101,9 @@ def _json_items(path: Path, prefix: str, **types: type) -> Iterator[dict[str, An
     """The objects of one list of a JSON file, which may be larger than memory; each has keys of these types."""
     try:
         with open(path, "rb") as file:
-            for item in ijson.items(file, prefix):
+            if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+                file.seek(0)
+            for item in ijson.items(_ShallowJson(file, path), prefix):
                 for key, kind in types.items():
                     if not isinstance(item, dict) or not isinstance(item.get(key), kind):
                         raise InputError(f"{path}: {prefix} {item!r} has no {key!r} of type {kind.__name__}")
@@ -88,7 +111,42 @@ def _json_items(path: Path, prefix: str, **types: type) -> Iterator[dict[str, An
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
     except ijson.JSONError as error:
-        raise InputError(f"{path}: not whole JSON ({first_line(error)})") from error
+        raise InputError(f"{path}: not whole JSON ({_reason(error)})") from error
+
+
+def _reason(error: ijson.JSONError) -> str:
+    """What is wrong with JSON; the parser says it in bytes."""
+    message = error.args[0] if error.args else ""
+    text = message.decode("utf-8", "replace") if isinstance(message, bytes) else str(error)
+    return printable(text.strip().split("\n")[0])
+
+
+class _ShallowJson:
+    """A JSON file that is read in pieces, and refused where the parser would take endless memory, or crash."""
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self._file, self._path = file, path
+        self._depth, self._is_in_text, self._rest = 0, False, b""
+
+    def read(self, size: int) -> bytes:
+        """The next bytes of the file; ``InputError`` if there are more brackets in each other than any dataset has."""
+        piece = self._file.read(size)
+        if _LONG_NUMBER.search(piece):
+            raise InputError(f"{self._path}: holds a number of more than {MAX_DIGITS} digits, which is no annotations")
+        whole = self._rest + piece
+        plain = whole[: len(whole.rstrip(b"\\"))]  # what a backslash escapes may be in the next piece
+        self._rest = whole[len(plain) :]
+        if len(self._rest) % 2 == 0:
+            plain, self._rest = plain + self._rest, b""
+        letters = np.frombuffer(plain.replace(b"\\\\", b"").replace(b'\\"', b""), np.uint8)
+        is_in_text = (np.cumsum(letters == ord('"')) + self._is_in_text) % 2 == 1
+        opened = np.isin(letters, (ord("["), ord("{"))).astype(np.int64) - np.isin(letters, (ord("]"), ord("}")))
+        depths = self._depth + np.cumsum(np.where(is_in_text, 0, opened))
+        if len(depths):
+            self._depth, self._is_in_text = int(depths[-1]), bool(is_in_text[-1])
+            if depths.max() > MAX_JSON_DEPTH:
+                raise InputError(f"{self._path}: nested deeper than {MAX_JSON_DEPTH} times, which is no annotations")
+        return piece
 
 
 class _Categories:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cbd_fast.errors import InputError
+from cbd_fast.files import user_path
 from cbd_fast.registry import SOURCES
 from cbd_fast.shards.sources.base import (
     Source,
@@ -15,6 +16,7 @@ from cbd_fast.shards.sources.base import (
     files_below,
     read_lines,
 )
+from cbd_fast.shards.sources.not_images import PassedOver
 
 
 @SOURCES.register("tiny-imagenet")
@@ -24,7 +26,7 @@ class TinyImageNet(SourceLayout):
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
         """Adds the folder."""
-        parser.add_argument("folder", type=Path, metavar="DIR")
+        parser.add_argument("folder", type=user_path, metavar="DIR")
 
     @staticmethod
     def open(arguments: argparse.Namespace) -> Source:
@@ -50,7 +52,7 @@ def tiny_imagenet_source(root: Path) -> Source:
         for name, label in label_of.items():
             folder = root / "train" / name / "images"
             check_folder(folder)
-            for file in files_below(folder):
+            for file in files_below(folder, PassedOver()):
                 yield file_image("train", root, f"train/{name}/images/{file}", label)
         annotations = root / "val" / "val_annotations.txt"
         for number, line in enumerate(read_lines(annotations), 1):

@@ -1,39 +1,40 @@
 """WebDataset shards that somebody else wrote, as a source."""
 
 import argparse
-import fnmatch
 import json
 import os
-import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from cbd_fast.errors import InputError
+from cbd_fast.errors import InputError, printable
+from cbd_fast.files import user_path
 from cbd_fast.registry import SOURCES
-from cbd_fast.shards.sources.base import (
-    SPLITS,
-    Source,
-    SourceImage,
-    SourceLayout,
-    check_folder,
-    given_splits,
-    printable,
-    read_classes,
+from cbd_fast.shards.sources.base import SPLITS, Source, SourceImage, SourceLayout, given_splits, read_classes
+from cbd_fast.shards.sources.label_texts import ClassNumbers, check_label, is_number
+from cbd_fast.shards.sources.own_shards import NamesOfNumbers, OwnShards, are_numbers, read_own_shards
+from cbd_fast.shards.sources.sample_parts import (
+    LABEL_EXTENSIONS,
+    check_image,
+    first_image,
+    folder_before,
+    json_label,
+    label_extension_of,
+    missing_label,
 )
+from cbd_fast.shards.sources.tar_samples import (
+    PassedOver,
+    Sample,
+    member_json,
+    member_text,
+    read_samples,
+)
+from cbd_fast.shards.sources.tar_splits import describe_paths, find_tars, split_tars
 
-LABEL_EXTENSIONS = ("cls", "txt")
-COMPRESSED_EXTENSIONS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-SPLIT_WORDS = {
-    "train": "train", "training": "train",
-    "val": "val", "valid": "val", "validation": "val", "eval": "val", "dev": "val",
-    "test": "test", "testing": "test",
-}  # fmt: skip
+MAX_PROBLEM_LENGTH = 1000  # a forged tar may have names of megabytes
+MAX_NOTES = 10  # on what is passed over, before they are summed up
 
 
 @SOURCES.register("webdataset")
@@ -43,7 +44,7 @@ class WebDataset(SourceLayout):
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
         """Adds the folder, and options that say where images, labels and splits are."""
-        parser.add_argument("folder", type=Path, metavar="DIR", help="holds the tars, at any depth")
+        parser.add_argument("folder", type=user_path, metavar="DIR", help="holds the tars, at any depth")
         for split in SPLITS:
             parser.add_argument(
                 f"--{split}",
@@ -56,7 +57,7 @@ class WebDataset(SourceLayout):
         parser.add_argument(
             "--label-key", metavar="KEY", help="of the label in .json (default: the label is .cls or .txt)"
         )
-        parser.add_argument("--classes", type=Path, metavar="FILE", help="names of the classes, one per line")
+        parser.add_argument("--classes", type=user_path, metavar="FILE", help="names of the classes, one per line")
 
     @staticmethod
     def open(arguments: argparse.Namespace) -> Source:
@@ -76,7 +77,7 @@ class TarLayout:
 
     Attributes:
         globs: pattern of each split's tars, below the folder; by default the words train, val and test in their
-            paths tell, and without these words every tar is for training.
+            paths tell, and if none has such a word every tar is for training.
         image: extension of the image, where a sample has several; by default the one without a further dot.
         label_key: key of the label in ``.json``, with dots into nested objects; by default ``.cls`` or ``.txt``.
         classes_file: names of the classes, one per line.
@@ -91,194 +92,133 @@ class TarLayout:
 def webdataset_source(folder: Path, layout: TarLayout) -> Source:
     """Plain tars in the WebDataset convention: the members of an image share their name up to its first dot.
 
+    A sample whose label or image cannot be used is an image that cannot be used, with the reason. Shards that we wrote
+    keep their splits and the names of their classes.
+
     Args:
         folder: the folder that holds the tars, at any depth.
         layout: where images, labels and splits are.
 
     Raises:
-        InputError: there are no tars, they are compressed or damaged, or an image has no label.
+        InputError: there are no tars, they are compressed or damaged, it is not clear which are for training, or the
+            same number means different classes in shards that we wrote.
     """
-    tars = webdataset_tars(folder, layout.globs)
-    classes = read_classes(layout.classes_file) if layout.classes_file else None
-    label_of = {name: label for label, name in enumerate(classes or [])}
-    notes = [f"{split}: {len(paths)} tars, such as {paths[0]}" for split, paths in tars.items()]
+    notes: list[str] = []
+    tars = find_tars(folder, bool(layout.globs), notes)
+    own = read_own_shards(folder, tars, is_compared=not layout.label_key and layout.classes_file is None)
+    splits = split_tars(folder, tars, layout.globs, own.split_of, notes)
+    numbers = _class_numbers(layout, own.classes)
 
     def images() -> Iterator[SourceImage]:
-        for split, paths in tars.items():
+        reader = _TarReader(folder, layout, own, splits["train"][0], notes)
+        for split, paths in splits.items():
             for path in paths:
-                for image in _tar_images(folder, path, split, layout, notes):
-                    yield image if classes is None else _numbered(image, label_of, layout.classes_file)
+                for image in reader.images(path, split):
+                    yield image if numbers is None else numbers.numbered(image, own.classes_of.get(path))
+        reader.sum_up()
 
+    classes = None if numbers is None else numbers.classes
     return Source(kind="webdataset", classes=classes, images=images, roots=[folder], searched=[folder], notes=notes)
 
 
-def webdataset_tars(folder: Path, globs: dict[str, str]) -> dict[str, list[str]]:
-    """Paths of each split's tars below a folder, sorted.
-
-    Args:
-        folder: the folder that holds the tars, at any depth.
-        globs: pattern of each split's tars, or empty: then words in their paths tell.
-
-    Raises:
-        InputError: a pattern fits no tar, a tar fits several, no tar is for training, or some are compressed.
-    """
-    check_folder(folder)
-    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    if packed := [file for file in files if file.endswith(COMPRESSED_EXTENSIONS)]:
-        raise InputError(f"{folder}: compressed shards such as {packed[0]} cannot be indexed; unpack them first")
-    paths = [file for file in files if file.endswith(".tar")]
-    if odd := [path for path in paths if not path.isprintable()]:
-        raise InputError(f"{folder}: the tar {os.fsencode(odd[0])!r} has no printable UTF-8 name; rename it")
-    splits: dict[str, list[str]] = {}
-    for split, pattern in globs.items():
-        splits[split] = [path for path in paths if fnmatch.fnmatch(path, pattern)]
-        if not splits[split]:
-            raise InputError(f"{folder}: no tar fits --{split} {pattern!r}")
-    chosen = [path for of_split in splits.values() for path in of_split]
-    if twice := sorted({path for path in chosen if chosen.count(path) > 1}):
-        raise InputError(f"{folder}: {len(twice)} tars fit several patterns, such as {twice[0]}; narrow them")
-    if not globs:
-        for path in paths:
-            splits.setdefault(_split_of(path), []).append(path)
-    if not splits.get("train"):
-        raise InputError(f"{folder}: holds no tars for training; say which they are with --train 'PATTERN'")
-    return splits
+def _class_numbers(layout: TarLayout, own_classes: list[str] | None) -> ClassNumbers | None:
+    """How labels become numbers of classes that are known beforehand; None if the labels must tell."""
+    if layout.classes_file is not None:
+        return ClassNumbers(read_classes(layout.classes_file), str(layout.classes_file))
+    if own_classes is not None and not layout.label_key:
+        return ClassNumbers(own_classes, "dataset.json", are_positions=are_numbers(own_classes))
+    return None
 
 
-def _split_of(path: str) -> str:
-    """The split that a word in the tar's own name, or in the nearest folder, names; else ``train``."""
-    for part in reversed(path.lower().split("/")):
-        if words := [SPLIT_WORDS[word] for word in re.split(r"[^a-z]+", part) if word in SPLIT_WORDS]:
-            return words[0]
-    return "train"
+class _TarReader:
+    """Images of tars, one tar after the other, with what is passed over in them."""
 
+    def __init__(self, folder: Path, layout: TarLayout, own: OwnShards, first: str, notes: list[str]) -> None:
+        self._folder, self._layout, self._own, self._notes = folder, layout, own, notes
+        self._names = NamesOfNumbers(folder, own)
+        self._num_notes, self._num_unnoted = 0, 0
+        self._numbered: dict[str, set[str]] = {}  # folders whose labels are numbers, by split
+        self._label_extension = LABEL_EXTENSIONS[0]
+        if layout.label_key is None:
+            self._label_extension = label_extension_of(os.path.join(os.path.abspath(folder), first))
 
-def _tar_images(folder: Path, path: str, split: str, layout: TarLayout, notes: list[str]) -> Iterator[SourceImage]:
-    file = os.path.join(os.path.abspath(folder), path)
-    mtime_ns = os.stat(file).st_mtime_ns
-    without: list[str] = []
-    try:
-        with tarfile.open(file, "r:") as tar:
-            for members in _samples(tar, file):
-                image = _image_of(members, file, layout.image)
-                if image is None:
-                    without.append(next(iter(members.values())).name)
-                    continue
-                metadata = _metadata(tar, members["json"], file) if "json" in members else {}
-                yield SourceImage(
-                    split=split,
-                    name=f"{path}/{image.name}",
-                    label=_label(tar, file, image.name, members, metadata, layout.label_key),
-                    num_bytes=image.size,
-                    path=file,
-                    offset=image.offset_data,
-                    metadata=json.dumps(metadata) if metadata else None,
-                    mtime_ns=mtime_ns,
-                )
-            _check_end(file, tar.offset)
-    except (OSError, tarfile.TarError) as error:
-        raise InputError(f"{file}: not a whole tar ({error})") from error
-    if without:
-        notes.append(
-            f"{path}: {len(without)} samples without an image are passed over, such as {printable(without[0])}"
-        )
+    def images(self, path: str, split: str) -> Iterator[SourceImage]:
+        """Images of a tar."""
+        file = os.path.join(os.path.abspath(self._folder), path)
+        without, outside = PassedOver(), PassedOver()
+        pairs: set[tuple[str, str]] = set()
+        try:
+            with open(file, "rb") as opened:
+                descriptor = opened.fileno()
+                mtime_ns = os.fstat(descriptor).st_mtime_ns
+                for sample in read_samples(file, self._is_whole, outside):
+                    image = first_image(sample, self._layout.image)
+                    if image is None:
+                        without.first = without.first or next(iter(sample.members.values())).name
+                        without.number += 1
+                        continue
+                    known = SourceImage(
+                        split=split,
+                        name=f"{path}/{image.name}",
+                        label=-1,
+                        num_bytes=0,
+                        path=file,
+                        offset=image.offset_data,
+                        mtime_ns=mtime_ns,
+                    )
+                    try:
+                        check_image(sample, image, self._layout.image)
+                        metadata = member_json(descriptor, sample.members["json"]) if "json" in sample.members else {}
+                        label, source = self._label(descriptor, image, sample, metadata)
+                        text = json.dumps(metadata) if metadata else None
+                    except ValueError as error:
+                        yield replace(known, problem=printable(error)[:MAX_PROBLEM_LENGTH])
+                        continue
+                    pairs.add((label, folder_before(image.name, metadata)))
+                    yield replace(known, label=label, label_source=source, num_bytes=image.size, metadata=text)
+        except OSError as error:
+            raise InputError(f"{file}: cannot be read ({error.strerror})") from error
+        if self._layout.label_key is None and self._layout.classes_file is None:
+            self._names.add(path, pairs)
+            if any(is_number(label) for label, _ in pairs):
+                self._numbered.setdefault(split, set()).add(os.path.dirname(path) or ".")
+        self._note(path, outside, "members that belong to no sample")
+        self._note(path, without, "samples without an image")
 
-
-def _samples(tar: tarfile.TarFile, file: str) -> Iterator[dict[str, tarfile.TarInfo]]:
-    """Members by extension, of each run of members that share their name up to its first dot."""
-    key: str | None = None
-    members: dict[str, tarfile.TarInfo] = {}
-    for member in tar:
-        folder, name = os.path.split(member.name)
-        stem, _, extension = name.partition(".")
-        is_about_the_tar = not folder and name.startswith("__") and name.endswith("__")
-        if not member.isreg() or not stem or not extension or is_about_the_tar:  # as stock readers pass over these
-            continue
-        if (member_key := os.path.join(folder, stem)) != key and members:
-            yield members
-            members = {}
-        key = member_key
-        if extension.lower() in members:
-            raise InputError(f"{file}: {member.name} is there twice")
-        members[extension.lower()] = member
-    if members:
-        yield members
-
-
-def _image_of(members: dict[str, tarfile.TarInfo], file: str, image_extension: str | None) -> tarfile.TarInfo | None:
-    if image_extension is not None:
-        return members.get(image_extension.lower())
-    extensions = [extension for extension in members if extension.rpartition(".")[2] in _image_extensions()]
-    if len(extensions) > 1:
-        extensions = [extension for extension in extensions if "." not in extension] or extensions
-    if len(extensions) > 1:
-        name = members[extensions[0]].name
-        raise InputError(f"{file}: beside {name} there are other images ({extensions}); choose one with --image")
-    return members[extensions[0]] if extensions else None
-
-
-@cache
-def _image_extensions() -> frozenset[str]:
-    """Extensions of all formats that Pillow reads, without the dot."""
-    return frozenset(name[1:] for name, kind in Image.registered_extensions().items() if kind in Image.OPEN)
-
-
-def _check_end(file: str, offset: int) -> None:
-    """A damaged header ends a tar for every reader; what is behind it would be lost without a word."""
-    with open(file, "rb") as opened:
-        opened.seek(offset)
-        while piece := opened.read(1 << 20):
-            if piece.strip(b"\0"):
-                raise InputError(
-                    f"{file}: goes on after its end at byte {offset:,}; it is damaged there, or several tars in one"
-                )
-
-
-def _label(
-    tar: tarfile.TarFile,
-    file: str,
-    name: str,
-    members: dict[str, tarfile.TarInfo],
-    metadata: dict[str, Any],
-    label_key: str | None,
-) -> str:
-    if label_key is not None:
-        value: Any = metadata
-        for part in label_key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        if isinstance(value, bool) or not isinstance(value, str | int):
-            raise InputError(
-                f"{file}: {name} has no label under {label_key!r} in its .json, which has {list(metadata)}"
+    def sum_up(self) -> None:
+        """Says how many samples and members were passed over, where that was not yet said, and what is assumed."""
+        folders: list[str] = max(map(sorted, self._numbered.values()), key=len, default=[])
+        if len(folders) > 1 and not self._own.classes_of:
+            self._notes.append(
+                f"labels are numbers in {len(folders):,} folders ({describe_paths(folders)}): the same number is taken "
+                "for the same class"
             )
-        return str(value)
-    for extension in LABEL_EXTENSIONS:
-        if extension in members:
-            text = _content(tar, members[extension]).decode("utf-8", "replace").strip()
-            if not text or "\n" in text:
-                raise InputError(f"{file}: {members[extension].name} holds {text[:40]!r}, not one label")
-            return text
-    hint = f"; its .json has {list(metadata)}: choose one with --label-key" if metadata else ""
-    raise InputError(f"{file}: {name} has no label, neither .cls nor .txt{hint}")
+        if self._num_unnoted:
+            self._notes.append(f"in other tars, {self._num_unnoted:,} samples and members are passed over likewise")
+        self._num_notes, self._num_unnoted = 0, 0
 
+    def _note(self, path: str, passed: PassedOver, what: str) -> None:
+        if passed.number and self._num_notes < MAX_NOTES:
+            self._num_notes += 1
+            self._notes.append(f"{path}: {passed.number} {what} are passed over, such as {printable(passed.first)}")
+        elif passed.number:
+            self._num_unnoted += passed.number
 
-def _metadata(tar: tarfile.TarFile, member: tarfile.TarInfo, file: str) -> dict[str, Any]:
-    try:
-        metadata = json.loads(_content(tar, member))
-    except ValueError as error:
-        raise InputError(f"{file}: {member.name} is not JSON ({error})") from error
-    return metadata if isinstance(metadata, dict) else {}
+    def _is_whole(self, sample: Sample) -> bool:
+        label = "json" if self._layout.label_key else self._label_extension
+        return label in sample.members and first_image(sample, self._layout.image) is not None
 
-
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    content = tar.extractfile(member)
-    assert content is not None  # regular files have content
-    return content.read()
-
-
-def _numbered(image: SourceImage, label_of: dict[str, int], classes_file: Path | None) -> SourceImage:
-    """The image with the number of its class, which may already be its label."""
-    text = str(image.label)
-    label = int(text) if text.isdecimal() and text not in label_of else label_of.get(text, -1)
-    if not 0 <= label < len(label_of):
-        raise InputError(f"{image.name}: label {text!r} is not among the {len(label_of)} classes of {classes_file}")
-    return replace(image, label=label)
+    def _label(
+        self, descriptor: int, image: tarfile.TarInfo, sample: Sample, metadata: dict[str, Any]
+    ) -> tuple[str, str]:
+        """The label's text, and what holds it; ``ValueError`` if the sample has none."""
+        if (key := self._layout.label_key) is not None:
+            return check_label(
+                json_label(metadata, key, image.name), f"{image.name}: {key!r} of .json"
+            ), f"{key!r} of .json"
+        extension = self._label_extension
+        others = [each for each in LABEL_EXTENSIONS if each in sample.members and each != extension]
+        if extension in sample.members and not (extension == "txt" and others):
+            member = sample.members[extension]
+            return check_label(member_text(descriptor, member), member.name), f".{extension}"
+        raise ValueError(f"{printable(image.name)} {missing_label(sample, extension, others, metadata)}")

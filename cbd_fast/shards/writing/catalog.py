@@ -5,22 +5,24 @@ import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
 
-from cbd_fast.errors import InputError
+from cbd_fast.errors import InputError, printable
 from cbd_fast.shards.long_tail import LongTail, order_key
-from cbd_fast.shards.sources.base import MAX_LABEL, SPLITS, SourceImage
+from cbd_fast.shards.sources.base import SPLITS, SourceImage
+from cbd_fast.shards.writing.class_labels import image_of_label, number_labels
 
 NUM_SHOWN = 3
 
+_COLUMNS = "split, name, label, num_bytes, path, offset, mtime_ns, data, metadata, label_source, problem"
 _SCHEMA = """
 CREATE TABLE image (
     id INTEGER PRIMARY KEY, split TEXT, name BLOB, label, num_bytes INTEGER,
-    path BLOB, offset INTEGER, mtime_ns INTEGER, data BLOB, metadata TEXT
+    path BLOB, offset INTEGER, mtime_ns INTEGER, data BLOB, metadata TEXT, label_source TEXT, problem TEXT
 );
 CREATE TABLE ordered (split TEXT, position INTEGER, image INTEGER, PRIMARY KEY (split, position)) WITHOUT ROWID;
 """
@@ -31,9 +33,11 @@ class Catalog:
 
     def __init__(self, path: Path, is_new: bool = True) -> None:
         """Makes an empty catalog, or opens one for reading."""
+        self.path = path
         if is_new:
             path.unlink(missing_ok=True)
-        address = f"file:{quote(str(path))}" + ("" if is_new else "?immutable=1")
+        # some file systems have no locks; a new one is in a folder that this command has for itself
+        address = f"file:{quote(str(path))}?{'nolock' if is_new else 'immutable'}=1"
         self._db = sqlite3.connect(address, uri=True, isolation_level=None)
         self._db.create_function("order_key", 3, order_key, deterministic=True)
         self.classes: list[str] = []
@@ -53,28 +57,28 @@ class Catalog:
         Args:
             images: in any order; the same images in another order make the same catalog.
             classes: names of the classes; if None, the labels are text and say them: whole numbers are the classes'
-                numbers, other texts their names, sorted.
+                numbers, other texts their names, sorted. Single labels of the other kind are images that cannot be
+                used.
 
         Raises:
-            InputError: an image is listed twice, or a class has no training image.
+            InputError: an image is listed twice, a class has no training image, or the labels are no classes.
         """
         rows = (
             (
                 *(p.split, os.fsencode(p.name), p.label, p.num_bytes, p.path and os.fsencode(p.path)),
-                *(p.offset, p.mtime_ns, p.data, p.metadata),
+                *(p.offset, p.mtime_ns, p.data, p.metadata, p.label_source, p.problem),
             )
             for p in images
         )
-        columns = "split, name, label, num_bytes, path, offset, mtime_ns, data, metadata"
-        self._db.executemany(f"INSERT INTO image ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
-        self.classes = list(classes) if classes is not None else self._classes_of_labels()
+        self._db.executemany(f"INSERT INTO image ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        self.classes = list(classes) if classes is not None else number_labels(self._db)
         self._check()
 
     def counts(self, split: str) -> np.ndarray:
         """``(num_classes,)`` int64, images per class of a split."""
         counts = np.zeros(len(self.classes), np.int64)
         for label, number in self._db.execute(
-            "SELECT label, count(*) FROM image WHERE split = ? GROUP BY label", (split,)
+            "SELECT label, count(*) FROM image WHERE split = ? AND problem IS NULL GROUP BY label", (split,)
         ):
             counts[label] = number
         return counts
@@ -93,6 +97,12 @@ class Catalog:
         query = "SELECT split, label, name FROM image WHERE num_bytes IS NULL ORDER BY split, name"
         for split, label, name in self._db.execute(query):
             yield split, label, os.fsdecode(name)
+
+    def unusable(self) -> Iterator[tuple[str, str, str]]:
+        """Split, name and problem of the images that cannot be used, as is known without reading them."""
+        query = "SELECT split, name, problem FROM image WHERE problem IS NOT NULL ORDER BY split, name"
+        for split, name, problem in self._db.execute(query):
+            yield split, os.fsdecode(name), problem
 
     def keep_long_tail(self, tail: LongTail, seed: int) -> list[str]:
         """Drops training images until a long tail is left, and moves some of those dropped to ``val``.
@@ -123,7 +133,8 @@ class Catalog:
         self._db.execute(
             "CREATE TEMP TABLE spare AS SELECT id, rank - number AS rank FROM ("
             "  SELECT id, label, row_number() OVER (PARTITION BY label ORDER BY order_key('choose', ?, name), name) - 1"
-            "  AS rank FROM image WHERE split = 'train') JOIN kept USING (label) WHERE rank >= number",
+            "  AS rank FROM image WHERE split = 'train' AND problem IS NULL) "
+            "JOIN kept USING (label) WHERE rank >= number",
             (seed,),
         )
         if tail.num_val_per_class:
@@ -151,11 +162,13 @@ class Catalog:
             is_exact: adds everything that is known of their files: where they are and when they were changed.
         """
         digest = hashlib.sha256("\0".join(self.classes).encode("utf-8", "surrogateescape"))
-        query = "SELECT split, name, label, ifnull(num_bytes, 0), metadata, path, offset, mtime_ns, data FROM image"
-        for split, name, label, num_bytes, metadata, *file in self._db.execute(f"{query} ORDER BY split, name"):
+        query = "SELECT split, name, label, ifnull(num_bytes, 0), metadata, problem, path, offset, mtime_ns, data"
+        for row in self._db.execute(f"{query} FROM image ORDER BY split, name"):
+            split, name, label, num_bytes, metadata, problem, *file = row
             digest.update(b"%s\0%s\0%d\0%d\n" % (split.encode(), name, label, num_bytes))
-            if metadata is not None:
-                digest.update(metadata.encode())
+            for text in (metadata, problem):
+                if text is not None:
+                    digest.update(text.encode())
             if is_exact:
                 digest.update(repr(file).encode())
         return digest.hexdigest()
@@ -190,15 +203,15 @@ class Catalog:
 
     def images(self, split: str, positions: range) -> Iterator[SourceImage]:
         """Images of an ordered split, from ``positions.start`` up to ``positions.stop``."""
+        columns = "name, label, num_bytes, path, offset, mtime_ns, data, metadata, label_source, problem"
         query = (
-            "SELECT image.split, name, label, num_bytes, path, offset, mtime_ns, data, metadata FROM ordered "
-            "JOIN image ON id = image WHERE ordered.split = ? AND position >= ? AND position < ? ORDER BY position"
+            f"SELECT {columns} FROM ordered JOIN image ON id = image WHERE ordered.split = ? AND position >= ? AND "
+            "position < ? ORDER BY position"
         )
-        for split_, name, label, num_bytes, path, offset, mtime_ns, data, metadata in self._db.execute(
-            query, (split, positions.start, positions.stop)
-        ):
+        for name, label, num_bytes, path, *others in self._db.execute(query, (split, positions.start, positions.stop)):
+            offset, mtime_ns, data, metadata, label_source, problem = others
             yield SourceImage(
-                split=split_,
+                split=split,
                 name=os.fsdecode(name),
                 label=label,
                 num_bytes=num_bytes,
@@ -207,36 +220,43 @@ class Catalog:
                 data=data,
                 metadata=metadata,
                 mtime_ns=mtime_ns,
+                label_source=label_source,
+                problem=problem,
             )
-
-    def _classes_of_labels(self) -> list[str]:
-        texts = [str(label) for (label,) in self._db.execute("SELECT DISTINCT label FROM image")]
-        if all(text.isdecimal() for text in texts):
-            if (largest := max(map(int, texts), default=0)) > MAX_LABEL:
-                raise InputError(f"label {largest} is no number of a class")
-            classes = [str(number) for number in range(largest + 1)]
-            self._db.execute("UPDATE image SET label = CAST(label AS INTEGER)")
-        else:
-            classes = sorted(texts)
-            self._db.execute("CREATE TEMP TABLE class (name TEXT PRIMARY KEY, label INTEGER)")
-            self._db.executemany("INSERT INTO class VALUES (?, ?)", ((name, n) for n, name in enumerate(classes)))
-            self._db.execute("UPDATE image SET label = (SELECT class.label FROM class WHERE name = image.label)")
-        return classes
 
     def _check(self) -> None:
         query = "SELECT split, name FROM image GROUP BY split, name HAVING count(*) > 1 LIMIT ?"
         if twice := self._db.execute(query, (NUM_SHOWN,)).fetchall():
-            names = ", ".join(f"{os.fsdecode(name)!r} in {split}" for split, name in twice)
+            names = ", ".join(f"{printable(os.fsdecode(name))!r} in {split}" for split, name in twice)
             raise InputError(f"images are listed twice, such as {names}: list each once")
+        query = (
+            "SELECT split, name, label FROM image WHERE problem IS NULL AND (typeof(label) != 'integer' OR label < 0"
+        )
+        for split, name, label in self._db.execute(f"{query} OR label >= ?) LIMIT 1", (len(self.classes),)):
+            shown = f"{split}/{printable(os.fsdecode(name))}"
+            raise InputError(f"{shown}: label {label!r} is no number of one of the {len(self.classes)} classes")
         counts = self.counts("train")
+        problems = [
+            f"{split}/{printable(name)}: {problem}" for split, name, problem in islice(self.unusable(), NUM_SHOWN)
+        ]
+        unusable = f"; images that cannot be used: {'; '.join(problems)}" if problems else ""
         if not counts.any():
-            raise InputError("there are no training images")
-        if empty := [name for name, count in zip(self.classes, counts, strict=True) if not count]:
-            shown = ", ".join(map(repr, empty[:NUM_SHOWN]))
+            raise InputError(f"there are no training images{unusable}")
+        if empty := [label for label, count in enumerate(counts) if not count]:
+            names = ", ".join(self._shown_class(label) for label in empty[:NUM_SHOWN])
+            last = f"; the largest label is {self._shown_class(len(self.classes) - 1)}" if self._are_numbers() else ""
             raise InputError(
-                f"{len(empty)} of {len(self.classes)} classes have no training images, such as {shown}; add "
-                "images, remove the classes, or number the labels from 0 without gaps"
+                f"{len(empty)} of {len(self.classes)} classes have no training images, such as {names}; add images, "
+                f"remove the classes, or number the labels from 0 without gaps{last}{unusable}"
             )
+
+    def _are_numbers(self) -> bool:
+        return self.classes == [str(number) for number in range(len(self.classes))]
+
+    def _shown_class(self, label: int) -> str:
+        """A class's name, with the name of an image of it if there is one."""
+        image = image_of_label(self._db, label)
+        return repr(printable(self.classes[label])) + (f" (that of {image})" if image else "")
 
 
 def open_catalog(path: Path) -> "closing[Catalog]":

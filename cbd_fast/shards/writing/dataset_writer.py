@@ -4,15 +4,17 @@ Which images go into which shard, in which order and under which key follows fro
 each shard is then made on its own, so any number of workers, and any interruption, gives the same bytes.
 """
 
+import os
 import shutil
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
-from cbd_fast.errors import InputError, RunError
-from cbd_fast.files import PARTIAL_SUFFIX, resumable_folder
+from cbd_fast.errors import AFTER_MENDING, InputError, RunError, describe_os_error, printable
+from cbd_fast.files import PARTIAL_SUFFIX, locked_folder, resumable_folder
 from cbd_fast.shards.manifest import MANIFEST_NAME, Recipe, read_manifest
-from cbd_fast.shards.sources.base import Source, printable
+from cbd_fast.shards.sources.base import Source
 from cbd_fast.shards.writing.catalog import Catalog, plan_shards
 from cbd_fast.shards.writing.finalize import (
     SKIPPED_NAME,
@@ -24,9 +26,11 @@ from cbd_fast.shards.writing.finalize import (
 )
 from cbd_fast.shards.writing.options import ShardSize, WriteListener, WriteOptions
 from cbd_fast.shards.writing.recipe import choose_images, describe_changes
-from cbd_fast.shards.writing.work_folder import CATALOG_NAME, WORK_FOLDER, begin_work, run_work
-from cbd_fast.shards.writing.work_items import Skipped, WorkItem
+from cbd_fast.shards.writing.set_range import notes_on_range
+from cbd_fast.shards.writing.work_folder import RECIPE_NAME, WORK_FOLDER, begin_work, run_work
+from cbd_fast.shards.writing.work_items import CATALOG_NAME, Skipped, WorkItem
 
+STAGED_FOLDER = ".cbd_fast-shards"  # the work folder in an --out that was there before
 NUM_SHOWN = 5
 
 
@@ -47,26 +51,55 @@ def write_dataset(
         RunError: too many images cannot be used, or the disk did not take the shards; the same command goes on.
     """
     _check_out(out, source)
+    listener = listener or WriteListener()
     try:
-        with resumable_folder(out) as folder:
-            return _write(source, out, folder, options, num_workers, listener or WriteListener())
+        with _staged(out, listener) as (folder, work):
+            return _write(source, out, folder, work, options, num_workers, listener)
     except (OSError, sqlite3.Error) as error:
-        raise RunError(
-            f"{out}: the shards could not be written ({error}); the same command goes on from there"
-        ) from error
+        reason = describe_os_error(error) if isinstance(error, OSError) else error
+        raise RunError(f"{out}: the shards could not be written ({reason}); {AFTER_MENDING}") from error
+
+
+@contextmanager
+def _staged(out: Path, listener: WriteListener) -> Iterator[tuple[Path, Path]]:
+    """The folder to write to, and the work folder in it, for this command alone.
+
+    A folder that is not there yet is made beside its place and gets its name in the end. One that is there is written
+    to where it is, the manifest last: it may be of another file system than the folder that it is in.
+    """
+    beside = out.with_name(out.name + PARTIAL_SUFFIX)
+    if not out.is_dir() or not os.access(out, os.W_OK):
+        with resumable_folder(out) as folder:
+            work = folder / WORK_FOLDER
+            work.mkdir(exist_ok=True)
+            yield folder, work
+        return
+    if beside.exists():
+        listener.note(f"{beside}: was left by a command that began before {out} was there, and may be removed")
+    with locked_folder(out / STAGED_FOLDER) as work:
+        try:
+            yield out, work
+        except InputError:
+            if not (work / RECIPE_NAME).exists():  # nothing was done yet
+                shutil.rmtree(work, ignore_errors=True)
+            raise
 
 
 def _write(
-    source: Source, out: Path, folder: Path, options: WriteOptions, num_workers: int, listener: WriteListener
+    source: Source,
+    out: Path,
+    folder: Path,
+    work: Path,
+    options: WriteOptions,
+    num_workers: int,
+    listener: WriteListener,
 ) -> WrittenDataset:
-    work = folder / WORK_FOLDER
-    work.mkdir(exist_ok=True)
     listener.note("listing the images")
     with closing(Catalog(work / CATALOG_NAME)) as catalog:
         recipe, notes = choose_images(source, catalog, options)
         if (out / MANIFEST_NAME).exists():
             _check_recipe(out, recipe)
-            shutil.rmtree(folder)
+            shutil.rmtree(work if folder == out else folder)
             return _made_before(out, options)
         if _is_made(folder, recipe):  # interrupted at the very end
             shutil.rmtree(work)
@@ -78,6 +111,7 @@ def _write(
     _remove_leftovers(folder)
     run_work(folder, work, source.roots, items, options, num_workers, listener)
     _remove_leftovers(folder)
+    notes += notes_on_range(options.rules, work, items)
     written = finalize_dataset(folder, work, items, classes, recipe, notes, options)
     shutil.rmtree(work)
     return written
@@ -119,7 +153,7 @@ def _check_out(out: Path, source: Source) -> None:
         raise InputError(f"{out}: is a file; choose another --out")
     if (out / MANIFEST_NAME).is_file():
         read_manifest(out)  # one of another version is refused before the images are listed
-    elif out.exists() and any(out.iterdir()):
+    elif out.exists() and any(out.iterdir()) and not (out / STAGED_FOLDER).is_dir():
         raise InputError(f"{out}: already holds something else; choose another --out or empty it")
 
 

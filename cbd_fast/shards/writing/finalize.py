@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cbd_fast.errors import RunError
+from cbd_fast.errors import RunError, printable
 from cbd_fast.files import write_atomically
 from cbd_fast.shards.index import file_crc32, write_index
-from cbd_fast.shards.manifest import MANIFEST_NAME, Manifest, Recipe, SplitRecord
+from cbd_fast.shards.manifest import IN_PLACE, MANIFEST_NAME, Manifest, Recipe, SplitRecord
+from cbd_fast.shards.writing.duplicates import note_duplicates
 from cbd_fast.shards.writing.options import WriteOptions
 from cbd_fast.shards.writing.work_items import Skipped, WorkItem, entries_path, finished_report
 
@@ -28,7 +29,9 @@ class WrittenDataset:
         skipped: images that were left out.
         num_converted: images whose format or mode had to be changed.
         num_resized: images that were shrunk.
-        num_oriented: images with an orientation tag, which is ignored.
+        num_oriented: images with an orientation tag.
+        num_bare: images of which metadata was removed that a training decoder stumbles over.
+        num_paged: images that are the first of several pages or frames.
         is_new: false if the folder already held exactly this dataset.
     """
 
@@ -37,6 +40,8 @@ class WrittenDataset:
     num_converted: int = 0
     num_resized: int = 0
     num_oriented: int = 0
+    num_bare: int = 0
+    num_paged: int = 0
     is_new: bool = True
 
 
@@ -63,6 +68,7 @@ def finalize_dataset(
     Raises:
         RunError: a split, or a class of the training split, has no image that can be used, or too many were left out.
     """
+    notes = [*notes, *note_duplicates(folder, work, items, recipe.source == IN_PLACE)]
     written = _assemble(folder, work, items, classes, recipe, notes)
     check_is_whole(written, options, folder)
     write_atomically(folder / MANIFEST_NAME, written.manifest.to_json())
@@ -99,6 +105,8 @@ def _assemble(
         num_converted=sum(report.num_converted for report in reports.values()),
         num_resized=sum(report.num_resized for report in reports.values()),
         num_oriented=sum(report.num_oriented for report in reports.values()),
+        num_bare=sum(report.num_bare for report in reports.values()),
+        num_paged=sum(report.num_paged for report in reports.values()),
     )
 
 
@@ -124,7 +132,10 @@ def write_skipped(path: Path, skipped: Iterable[Skipped]) -> None:
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(SKIPPED_COLUMNS)
-    writer.writerows([getattr(skip, column) for column in SKIPPED_COLUMNS] for skip in skipped)
+    for skip in skipped:
+        # as it may be shown, but for bytes that are no text, by which a file is found again, and line breaks
+        name = "\n".join(printable(part, keep_bytes=True) for part in skip.name.split("\n"))
+        writer.writerow([skip.split, skip.label, name, printable(skip.reason)])
     write_atomically(path, text.getvalue())
 
 

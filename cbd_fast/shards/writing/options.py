@@ -50,7 +50,8 @@ class WriteOptions:
         """What decides about the bytes of the shards, for the recipe."""
         options: dict[str, Any] = {"shard_bytes": self.size.num_bytes, "shard_images": self.size.num_images}
         tail = {} if self.tail is None else asdict(self.tail)
-        return options | asdict(self.rules) | tail
+        rules = {name: value for name, value in asdict(self.rules).items() if value is not False}
+        return options | rules | tail
 
 
 class WriteListener:

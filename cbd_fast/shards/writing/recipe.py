@@ -5,6 +5,7 @@ from cbd_fast.shards.sources.base import Source
 from cbd_fast.shards.writing.catalog import Catalog
 from cbd_fast.shards.writing.options import WriteOptions
 from cbd_fast.shards.writing.presets import check_preset
+from cbd_fast.shards.writing.unusable import check_unusable
 
 
 def choose_images(source: Source, catalog: Catalog, options: WriteOptions) -> tuple[Recipe, list[str]]:
@@ -20,8 +21,10 @@ def choose_images(source: Source, catalog: Catalog, options: WriteOptions) -> tu
 
     Raises:
         InputError: the images are not what they should be.
+        RunError: more images than are allowed cannot be used, as is known without reading them.
     """
     catalog.add(source.images(), source.classes)
+    check_unusable(catalog, options)
     notes = list(source.notes)  # some are only known now
     if options.tail:
         notes += catalog.keep_long_tail(options.tail, options.seed)

@@ -4,6 +4,7 @@ A shard is finished when its report is there; tar, entries and report reach the 
 goes on behind the last finished shard.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -21,9 +22,13 @@ from cbd_fast.files import PARTIAL_SUFFIX, file_sha256, publish
 from cbd_fast.shards.index import INDEX_DTYPE, write_entries
 from cbd_fast.shards.manifest import ShardRecord
 from cbd_fast.shards.sources.base import SourceImage
-from cbd_fast.shards.writing.validate_image import ValidatedImage, validate_image
-from cbd_fast.shards.writing.work_items import ShardReport, Skipped, WorkItem, WorkPlan, entries_path
+from cbd_fast.shards.writing.deep_pixels import ValueRange
+from cbd_fast.shards.writing.set_range import write_shard_range
+from cbd_fast.shards.writing.validate_image import ValidatedImage, measure_image, validate_image
+from cbd_fast.shards.writing.work_items import ShardReport, Skipped, WorkItem, WorkPlan, entries_path, range_path
 
+# What this process lacks, which is no fault of an image that it cannot read
+PROCESS_ERRNOS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 RECORD_BYTES = 10_240  # a tar ends with zeros up to a multiple of this
 
 
@@ -36,6 +41,9 @@ class Tally:
     num_converted: int = 0
     num_resized: int = 0
     num_oriented: int = 0
+    num_bare: int = 0
+    num_paged: int = 0
+    num_deep: int = 0
 
     def add(self, offset: int, shard: int, label: int, checked: ValidatedImage) -> None:
         """Counts an image and keeps its entry of the index."""
@@ -44,6 +52,9 @@ class Tally:
         self.num_converted += checked.converted
         self.num_resized += checked.resized
         self.num_oriented += checked.oriented
+        self.num_bare += checked.bare
+        self.num_paged += checked.paged
+        self.num_deep += checked.deep
 
 
 class ShardWriter:
@@ -71,6 +82,7 @@ class ShardWriter:
         Raises:
             OSError: the shard could not be written.
             RunError: the images' folder is gone.
+            RangeNeededError: an image has more than 8 bits per sample, and the range of the set is not known yet.
         """
         tally = Tally()
         make = self._index if self._plan.in_place else self._write
@@ -82,9 +94,40 @@ class ShardWriter:
             num_converted=tally.num_converted,
             num_resized=tally.num_resized,
             num_oriented=tally.num_oriented,
+            num_bare=tally.num_bare,
+            num_paged=tally.num_paged,
+            num_deep=tally.num_deep,
         )
         self.finish()
         self._unfinished = self._behind.submit(self._keep, item, temporary, tally.entries, report)
+
+    def measure(self, item: WorkItem, images: Iterable[SourceImage]) -> None:
+        """Writes the range of a shard's images of more than 8 bits.
+
+        Args:
+            item: the shard that has such images.
+            images: the shard's images, in order.
+
+        Raises:
+            OSError: the range could not be written.
+            RunError: the images' folder is gone.
+        """
+        found: ValueRange | None = None
+        is_complete = True
+        for image in images:
+            self._on_image()
+            try:
+                value_range = measure_image(image.read(), self._plan.rules)
+            except OSError as error:
+                if error.errno in PROCESS_ERRNOS:
+                    raise
+                self._check_roots()
+                is_complete = False
+            except ValueError:  # it cannot be used, which is told when it is to be written
+                pass
+            else:
+                found = found | value_range if found and value_range else found or value_range
+        write_shard_range(range_path(self._plan.work, item), found, is_complete)
 
     def finish(self) -> None:
         """Waits until the last shard is on the disk."""
@@ -93,6 +136,15 @@ class ShardWriter:
 
     def _write(self, item: WorkItem, images: Iterable[SourceImage], tally: Tally) -> tuple[Path, str, int]:
         temporary = self._plan.folder / f"{item.file}.{os.getpid()}{PARTIAL_SUFFIX}"
+        try:
+            return temporary, *self._write_tar(temporary, item, images, tally)
+        except BaseException:  # what it takes of a full disk is free again
+            temporary.unlink(missing_ok=True)
+            raise
+
+    def _write_tar(
+        self, temporary: Path, item: WorkItem, images: Iterable[SourceImage], tally: Tally
+    ) -> tuple[str, int]:
         sha256, position = hashlib.sha256(), 0
         with open(temporary, "wb", buffering=0) as file:
             for key, image in zip(item.positions, images, strict=True):
@@ -115,7 +167,7 @@ class ShardWriter:
             end = bytes(2 * tarfile.BLOCKSIZE + -(position + 2 * tarfile.BLOCKSIZE) % RECORD_BYTES)
             sha256.update(end)
             _write_all(file.fileno(), (end,))
-        return temporary, sha256.hexdigest(), position + len(end)
+        return sha256.hexdigest(), position + len(end)
 
     def _index(self, item: WorkItem, images: Iterable[SourceImage], tally: Tally) -> tuple[None, str, int]:
         path = self._plan.folder / item.file
@@ -134,6 +186,8 @@ class ShardWriter:
         try:
             return validate_image(image.read(), self._plan.rules)
         except OSError as error:
+            if error.errno in PROCESS_ERRNOS:
+                raise
             self._check_roots()
             self._skip(image, error.strerror or str(error), tally, unreadable=True)
         except ValueError as error:

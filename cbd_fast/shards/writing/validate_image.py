@@ -5,15 +5,28 @@ already so go in unchanged unless another size or quality is asked for; any othe
 16 bits, animated, BMP, TIFF, ...) is coded anew as 8-bit RGB.
 """
 
-import io
 from dataclasses import dataclass
 
 import numpy as np
-import simplejpeg
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image
 
 from cbd_fast.errors import first_line
-from cbd_fast.shards.png import check_png, encode_png
+from cbd_fast.shards.png import encode_png
+from cbd_fast.shards.writing.deep_pixels import (
+    FULL,
+    FULL_RANGE,
+    MEASURE,
+    RANGE,
+    RangeNeededError,
+    ValueRange,
+    deep_samples,
+    is_deep,
+    parse_range,
+    to_8_bits,
+    value_range,
+)
+from cbd_fast.shards.writing.image_file import UPRIGHT, ImageFile, open_image
+from cbd_fast.shards.writing.jpeg_file import END, check_jpeg, decode_jpeg, encode_jpeg
 
 # MPO is what many phones and cameras write: a JPEG with others behind it, which decoders pass over
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
@@ -21,6 +34,17 @@ JPEG_FORMATS = ("JPEG", "MPO")
 VERIFICATIONS = ("full", "header")
 DEFAULT_QUALITY = 90
 DEFAULT_MAX_PIXELS = 2 * 89_478_485  # where Pillow takes an image for a decompression bomb
+# What makes an image upright, by its orientation tag
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SIDEWAYS = range(5, 9)  # the tags whose turns make the width the height
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +56,12 @@ class ImageRules:
         max_pixels: larger images are refused before they are decoded.
         short_side: images are shrunk until the shorter side has this many pixels; None leaves them.
         max_side: images are shrunk until the longer side has at most this many pixels; None leaves them.
-        quality: JPEG quality of what is coded anew. None is 90 for shrunken lossy images, and PNG for all others.
+        quality: JPEG quality of what is coded anew. None is 90 for shrunken or turned lossy images, and PNG for all
+            others.
+        orient: whether images are turned as their orientation tags say.
+        sixteen_bit: which values of images of more than 8 bits become 0 and 255: ``LO,HI``; ``full`` is 0 and 65535;
+            ``range`` the lowest and highest of the set. None is what the files say, or else those of the set; of an
+            image alone, or else ``full``. ``measure``: these images are refused with ``RangeNeededError``.
     """
 
     verify: str = "full"
@@ -40,6 +69,8 @@ class ImageRules:
     short_side: int | None = None
     max_side: int | None = None
     quality: int | None = None
+    orient: bool = False
+    sixteen_bit: str | None = None
 
     def target_size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height in pixels at which an image is stored; never larger than it is."""
@@ -62,7 +93,10 @@ class ValidatedImage:
         height: height of the coded image in pixels, orientation tags ignored.
         converted: whether the image's format or mode had to be changed.
         resized: whether the image was shrunk.
-        oriented: whether an orientation tag, which everything here ignores, asks for a turned image.
+        oriented: whether an orientation tag asks for a turned image.
+        bare: whether metadata was removed that a training decoder stumbles over.
+        paged: whether it is the first of several pages or frames.
+        deep: whether it had more than 8 bits per sample.
     """
 
     data: bytes
@@ -72,6 +106,9 @@ class ValidatedImage:
     converted: bool = False
     resized: bool = False
     oriented: bool = False
+    bare: bool = False
+    paged: bool = False
+    deep: bool = False
 
 
 def validate_image(data: bytes, rules: ImageRules | None = None) -> ValidatedImage:
@@ -83,66 +120,78 @@ def validate_image(data: bytes, rules: ImageRules | None = None) -> ValidatedIma
 
     Raises:
         ValueError: the bytes are not a whole image, or it is too large; the message is the reason.
+        RangeNeededError: the rules ask for it.
     """
     rules = rules or ImageRules()
     if not data:
         raise ValueError("the file is empty")
+    file = open_image(data, rules.max_pixels)
     try:
-        image = Image.open(io.BytesIO(data))
-    except UnidentifiedImageError as error:
-        raise ValueError("not an image, or of an unknown format") from error
-    except Exception as error:  # on damaged files Pillow's plugins raise all sorts, IndexError among them
+        return _stored(file, rules)
+    except RangeNeededError:
+        raise
+    except Exception as error:
         raise ValueError(f"cannot be decoded: {first_line(error)}") from error
-    with image:
-        width, height = image.size
-        if width * height > rules.max_pixels:
-            raise ValueError(f"{width} x {height} pixels, more than the {rules.max_pixels} of --max-pixels")
-        try:
-            return _stored(data, image, rules)
-        except Exception as error:
-            raise ValueError(f"cannot be decoded: {first_line(error)}") from error
 
 
-def _stored(data: bytes, image: Image.Image, rules: ImageRules) -> ValidatedImage:
-    image_format, (width, height) = image.format or "", image.size
+def measure_image(data: bytes, rules: ImageRules) -> ValueRange | None:
+    """The range of an image of more than 8 bits; None for others, and for what ``validate_image`` refuses."""
+    try:
+        file = open_image(data, rules.max_pixels)
+        if is_deep(file):
+            return value_range(file, deep_samples(file))
+    except Exception:  # whatever it is, it is told when the image is to be stored
+        pass
+    return None
+
+
+def _stored(file: ImageFile, rules: ImageRules) -> ValidatedImage:
+    image, image_format = file.image, file.image.format or ""
+    turn = TURNS.get(file.orientation) if rules.orient else None
+    width, height = image.size[::-1] if turn is not None and file.orientation in SIDEWAYS else image.size
     target = rules.target_size(width, height)
-    oriented = image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1)
-    fits = image_format in EXTENSIONS and _is_plain(data, image)
-    if fits and target == image.size and (rules.quality is None or image_format in JPEG_FORMATS):
-        _verify(data, image, rules)
-        extension = EXTENSIONS[image_format]
-        return ValidatedImage(data=data, extension=extension, width=width, height=height, oriented=oriented)
-    if image_format == "PNG":
-        check_png(data, image)
-    pixels = _decode_jpeg(data) if fits and image_format in JPEG_FORMATS else to_rgb(image)
-    if target != image.size:
-        pixels = _shrink(pixels, *target)
-    as_jpeg = rules.quality is not None or (target != image.size and _is_lossy(data, image))
+    fits = image_format in EXTENSIONS and _is_plain(file)
+    is_changed = turn is not None or target != (width, height)
+    if fits and not is_changed and (rules.quality is None or image_format in JPEG_FORMATS):
+        _verify(file, rules)
+        stored, extension = file.data, EXTENSIONS[image_format]
+    else:
+        is_plain_jpeg = fits and image_format in JPEG_FORMATS
+        pixels = decode_jpeg(file.data, "progressive" in image.info) if is_plain_jpeg else _to_rgb(file, rules)
+        if turn is not None:
+            pixels = np.asarray(Image.fromarray(pixels).transpose(turn))
+        if target != (width, height):
+            pixels = _shrink(pixels, *target)
+        as_jpeg = rules.quality is not None or (is_changed and _is_lossy(file))
+        stored = encode_jpeg(pixels, rules.quality or DEFAULT_QUALITY) if as_jpeg else encode_png(pixels)
+        extension = "jpg" if as_jpeg else "png"
     return ValidatedImage(
-        data=_encode_jpeg(pixels, rules.quality or DEFAULT_QUALITY) if as_jpeg else encode_png(pixels),
-        extension="jpg" if as_jpeg else "png",
+        data=stored,
+        extension=extension,
         width=target[0],
         height=target[1],
         converted=not fits,
-        resized=target != image.size,
-        oriented=oriented,
+        resized=target != (width, height),
+        oriented=file.orientation != UPRIGHT,
+        bare=file.is_bare and stored is file.data,
+        paged=file.num_pages > 1,
+        deep=not fits and is_deep(file),
     )
 
 
-def _is_plain(data: bytes, image: Image.Image) -> bool:
+def _is_plain(file: ImageFile) -> bool:
     """Whether the image is still and of 8-bit grey or RGB, as every decoder reads it."""
-    if image.mode not in ("L", "RGB"):
+    if file.image.mode not in ("L", "RGB"):
         return False
-    if image.format == "PNG":
-        bit_depth, color_type = data[24], data[25]
-        return bit_depth == 8 and color_type in (0, 2) and not _is_animated(image)
-    return image.format == "MPO" or not _is_animated(image)
+    if file.png is not None and (file.png.bit_depth != 8 or file.png.color_type not in (0, 2)):
+        return False
+    return file.image.format == "MPO" or file.num_pages == 1
 
 
-def _is_lossy(data: bytes, image: Image.Image) -> bool:
-    if image.format != "WEBP":
-        return image.format in JPEG_FORMATS
-    position = 12  # a RIFF file: chunks of four letters and a length follow
+def _is_lossy(file: ImageFile) -> bool:
+    if file.image.format != "WEBP":
+        return file.image.format in JPEG_FORMATS
+    data, position = file.data, 12  # a RIFF file: chunks of four letters and a length follow
     while position + 8 <= len(data):
         if data[position : position + 4] == b"VP8L":
             return False
@@ -151,36 +200,31 @@ def _is_lossy(data: bytes, image: Image.Image) -> bool:
     return True
 
 
-def _is_animated(image: Image.Image) -> bool:
-    return getattr(image, "n_frames", 1) > 1
+def _verify(file: ImageFile, rules: ImageRules) -> None:
+    if file.image.format not in JPEG_FORMATS:
+        file.image.load()
+    elif rules.verify == "full" or not file.data.endswith(END):
+        check_jpeg(file.data, "progressive" in file.image.info)
 
 
-def _verify(data: bytes, image: Image.Image, rules: ImageRules) -> None:
-    if image.format not in JPEG_FORMATS:
-        check_png(data, image) if image.format == "PNG" else image.load()
-    elif rules.verify == "full" or not data.endswith(b"\xff\xd9"):
-        try:
-            # At 1/8 of the size every coded byte is still read, and what libjpeg only warns of is an error here.
-            simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1, min_factor=8, strict=True)
-        except ValueError as warning:
-            _decode_by_reference(data, warning)
-
-
-def _decode_jpeg(data: bytes) -> np.ndarray:
-    """Pixels of a JPEG, ``(height, width, 3)`` uint8."""
-    try:
-        return simplejpeg.decode_jpeg(data, "RGB", strict=True)
-    except ValueError as warning:
-        return _decode_by_reference(data, warning)
-
-
-def _decode_by_reference(data: bytes, warning: ValueError) -> np.ndarray:
-    """Pixels by training's decoder, ``(height, width, 3)`` uint8: many of libjpeg's warnings are harmless."""
-    if "premature end" in str(warning).lower():  # decoders fill up with grey what was cut off
-        raise ValueError("cut off: its data ends before its pixels do") from warning
-    from cbd_fast.shards.reference_decoder import decode_rgb  # takes seconds to import and is rarely needed
-
-    return decode_rgb(np.frombuffer(data, np.uint8).copy()).permute(1, 2, 0).numpy()
+def _to_rgb(file: ImageFile, rules: ImageRules) -> np.ndarray:
+    if not is_deep(file):
+        return to_rgb(file.image)
+    if rules.sixteen_bit == MEASURE:
+        raise RangeNeededError
+    samples = deep_samples(file)
+    found = value_range(file, samples)
+    if rules.sixteen_bit == RANGE:
+        low, high = found.real
+    elif rules.sixteen_bit is None and found.is_stated:
+        low, high = found.stated
+    elif rules.sixteen_bit in (None, FULL):
+        if samples.dtype.kind == "f":
+            raise ValueError("has floating-point pixels, of which nobody knows the range; say it (--sixteen-bit LO,HI)")
+        low, high = FULL_RANGE
+    else:
+        low, high = parse_range(rules.sixteen_bit)
+    return to_8_bits(file, samples, low, high)
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
@@ -200,7 +244,3 @@ def _shrink(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
     image = torch.from_numpy(np.array(pixels)).unsqueeze(0).permute(0, 3, 1, 2)
     shrunken = torch.nn.functional.interpolate(image, (height, width), mode="bilinear", antialias=True)
     return np.ascontiguousarray(shrunken[0].permute(1, 2, 0).numpy())
-
-
-def _encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:
-    return simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="RGB", colorsubsampling="420")

@@ -5,21 +5,29 @@ It holds the catalog, the recipe, and the report and the entries of each finishe
 
 import json
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from cbd_fast.errors import InputError, RunError
-from cbd_fast.files import write_atomically
-from cbd_fast.shards.manifest import FORMAT_VERSION, Recipe
+from cbd_fast.files import PARTIAL_SUFFIX, write_atomically
+from cbd_fast.shards.manifest import FORMAT_VERSION, MANIFEST_NAME, Recipe
+from cbd_fast.shards.writing.duplicates import DUPLICATES_NAME
 from cbd_fast.shards.writing.finalize import SKIPPED_NAME, write_skipped
 from cbd_fast.shards.writing.options import WriteListener, WriteOptions
 from cbd_fast.shards.writing.recipe import describe_changes
-from cbd_fast.shards.writing.work_items import ShardReport, WorkItem, WorkPlan, read_report, report_path
+from cbd_fast.shards.writing.set_range import measured_rules, measuring_rules
+from cbd_fast.shards.writing.validate_image import ImageRules
+from cbd_fast.shards.writing.work_items import CATALOG_NAME, WorkItem, WorkPlan, range_path, read_report, report_path
 from cbd_fast.shards.writing.worker_pool import TooManyBadError, make_shards
 
 WORK_FOLDER = ".cbd_fast-work"  # below the half-made folder, or the folder of foreign shards
-CATALOG_NAME = "catalog.sqlite"
 RECIPE_NAME = "recipe.json"
+# What a command writes beside its work folder
+OUR_FILES = re.compile(
+    rf"\w+-\d{{6}}\.tar|\w+\.index\.npy|.*{re.escape(PARTIAL_SUFFIX)}|"
+    + "|".join(map(re.escape, (MANIFEST_NAME, SKIPPED_NAME, DUPLICATES_NAME)))
+)
 
 
 def begin_work(work: Path, everything: Path, recipe: Recipe, exact_digest: str) -> None:
@@ -27,7 +35,7 @@ def begin_work(work: Path, everything: Path, recipe: Recipe, exact_digest: str) 
 
     Args:
         work: the work folder.
-        everything: the folder of all that an interrupted command may have left.
+        everything: the folder of all that an interrupted command may have left, and of what is somebody else's.
         recipe: recipe of what is asked for now.
         exact_digest: sha256 over the images, with all that is known of their files.
 
@@ -42,10 +50,11 @@ def begin_work(work: Path, everything: Path, recipe: Recipe, exact_digest: str) 
         changes = _changes(json.loads(path.read_text()), recipe)
         raise InputError(
             f"{everything}: holds half-made shards of something else ({changes}); "
-            "give the same command to go on with them, or remove that folder to start anew"
+            "give the same command to go on with them, or empty that folder to start anew"
         )
-    for other in everything.rglob("*"):  # nothing to be trusted was done
-        if other.is_file() and other.name != CATALOG_NAME:
+    for other in (*work.iterdir(), *everything.iterdir()):  # nothing to be trusted was done
+        is_ours = other.parent == work or OUR_FILES.fullmatch(other.name)
+        if other.is_file() and is_ours and other.name != CATALOG_NAME:
             other.unlink()
     write_atomically(path, text)
 
@@ -75,24 +84,34 @@ def run_work(
     Raises:
         RunError: too many images cannot be used; those found so far are listed.
     """
-    finished = _finished_items(folder, work, items)
     total = sum(len(item.positions) for item in items)
-    done = sum(len(item.positions) for item in items if item.name in finished)
     listener.start(total)
-    listener.update(done)
-    plan = WorkPlan(
-        folder=folder,
-        work=work,
-        catalog=work / CATALOG_NAME,
-        rules=options.rules,
-        roots=[(os.fspath(root), os.stat(root).st_dev) for root in roots],
-        in_place=in_place,
-        items=[item for item in items if item.name not in finished],
-        num_bad=sum(len(report.skipped) for report in finished.values()),
-        num_bad_allowed=options.num_bad_allowed(total),
-    )
-    try:
+
+    def make(rules: ImageRules, left: list[WorkItem]) -> None:
+        reports = [report for item in items if (report := read_report(work, item))]
+        done = total - sum(len(item.positions) for item in left)
+        listener.update(done)
+        plan = WorkPlan(
+            folder=folder,
+            work=work,
+            catalog=work / CATALOG_NAME,
+            rules=rules,
+            roots=[(os.fspath(root), os.stat(root).st_dev) for root in roots],
+            in_place=in_place,
+            items=left,
+            num_bad=sum(len(report.skipped) for report in reports),
+            num_bad_allowed=options.num_bad_allowed(total),
+        )
         make_shards(plan, num_workers, lambda num_images: listener.update(done + num_images))
+
+    _forget_unfinished(folder, work, items)
+    rules = options.rules
+    try:
+        if not in_place and (measuring := measuring_rules(rules, work, items)):
+            make(measuring, [item for item in _left(work, items) if not range_path(work, item).exists()])
+            rules = measured_rules(rules, work, items)
+        if left := _left(work, items):
+            make(rules, left)
     except TooManyBadError as error:
         reports = [report for item in items if (report := read_report(work, item))]
         known = [skip for report in reports for skip in report.skipped]
@@ -101,20 +120,21 @@ def run_work(
         raise RunError(f"{error}; all that were found so far are in {path}") from error
 
 
-def _finished_items(folder: Path, work: Path, items: Iterable[WorkItem]) -> dict[str, ShardReport]:
-    """Reports of the shards that need not be made, by name; reports of others are removed."""
-    finished: dict[str, ShardReport] = {}
+def _forget_unfinished(folder: Path, work: Path, items: Iterable[WorkItem]) -> None:
+    """Removes the reports of shards that must be made again."""
     for item in items:
         if (report := read_report(work, item)) is None:
             continue
         path = folder / item.file
         is_there = path.is_file() and path.stat().st_size == report.record.num_bytes
         # what could not be read last time may be there now, as if nothing had ever happened
-        if is_there and not any(skip.unreadable for skip in report.skipped):
-            finished[item.name] = report
-        else:
+        if not is_there or any(skip.unreadable for skip in report.skipped):
             report_path(work, item).unlink()
-    return finished
+
+
+def _left(work: Path, items: Iterable[WorkItem]) -> list[WorkItem]:
+    """The shards that are not finished."""
+    return [item for item in items if not report_path(work, item).exists()]
 
 
 def _changes(begun: dict[str, object], recipe: Recipe) -> str:

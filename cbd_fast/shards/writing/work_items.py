@@ -6,10 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cbd_fast.errors import printable
 from cbd_fast.files import write_atomically
 from cbd_fast.shards.manifest import ShardRecord
-from cbd_fast.shards.sources.base import printable
 from cbd_fast.shards.writing.validate_image import ImageRules
+
+CATALOG_NAME = "catalog.sqlite"  # in the work folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,10 @@ class ShardReport:
         skipped: images that were left out.
         num_converted: images whose format or mode had to be changed.
         num_resized: images that were shrunk.
-        num_oriented: images with an orientation tag, which is ignored.
+        num_oriented: images with an orientation tag.
+        num_bare: images of which metadata was removed that a training decoder stumbles over.
+        num_paged: images that are the first of several pages or frames.
+        num_deep: images that had more than 8 bits per sample.
     """
 
     record: ShardRecord
@@ -80,6 +85,9 @@ class ShardReport:
     num_converted: int
     num_resized: int
     num_oriented: int
+    num_bare: int = 0
+    num_paged: int = 0
+    num_deep: int = 0
 
     def write(self, work: Path, item: WorkItem) -> None:
         """Says that a shard is finished."""
@@ -130,6 +138,11 @@ class WorkPlan:
 def report_path(work: Path, item: WorkItem) -> Path:
     """The file of a shard's report, which is there once the shard is finished."""
     return work / f"{item.name}.json"
+
+
+def range_path(work: Path, item: WorkItem) -> Path:
+    """The file of the range of a shard's images of more than 8 bits, which is there once they are measured."""
+    return work / f"{item.name}.range.json"
 
 
 def entries_path(work: Path, item: WorkItem) -> Path:

@@ -9,6 +9,7 @@ go on, and be in the way of the same command given again.
 """
 
 import json
+import mmap
 import os
 import selectors
 import signal
@@ -25,16 +26,17 @@ from typing import NoReturn
 import numpy as np
 from PIL import Image
 
-from cbd_fast.errors import InputError, RunError
+from cbd_fast.errors import AFTER_MENDING, InputError, RunError, describe_os_error, full_disk_error, printable
 from cbd_fast.files import write_atomically
-from cbd_fast.shards.sources.base import printable
 from cbd_fast.shards.writing.catalog import open_catalog
+from cbd_fast.shards.writing.deep_pixels import RangeNeededError
 from cbd_fast.shards.writing.tar_writer import ShardWriter
 from cbd_fast.shards.writing.work_items import Skipped, WorkPlan
 
 POLL_SECONDS = 0.1
-PLAN_NAME, PROGRESS_NAME = "plan.json", "progress"
+PLAN_NAME, PROGRESS_NAME = "plan.json", "cbd_fast progress"
 NUM_IMAGES, NUM_BAD, ITEM, POSITION = range(4)  # columns of the progress, of which each worker writes one row
+NUM_COLUMNS = 4
 NUM_SHOWN = 5
 
 
@@ -63,11 +65,15 @@ def make_shards(plan: WorkPlan, num_workers: int, on_progress: Callable[[int], N
         return
     num_workers = min(num_workers, len(plan.items))
     write_atomically(plan.work / PLAN_NAME, plan.to_json())
-    np.zeros((num_workers, 4), np.int64).tofile(plan.work / PROGRESS_NAME)
-    progress = _progress(plan.work)
-    upcoming = iter(range(len(plan.items)))
-    workers = [_start(plan.work, number) for number in range(num_workers)]
+    # on no file system, as some cannot share what is mapped; the workers inherit it
+    descriptor = os.memfd_create(PROGRESS_NAME, 0)
+    workers: list[subprocess.Popen[str]] = []
     try:
+        os.ftruncate(descriptor, num_workers * NUM_COLUMNS * np.dtype(np.int64).itemsize)
+        progress = _progress(descriptor)
+        upcoming = iter(range(len(plan.items)))
+        for number in range(num_workers):
+            workers.append(_start(plan.work, number, descriptor))
         with selectors.DefaultSelector() as selector:
             for number, worker in enumerate(workers):
                 assert worker.stdout is not None
@@ -81,13 +87,14 @@ def make_shards(plan: WorkPlan, num_workers: int, on_progress: Callable[[int], N
         for worker in workers:
             worker.kill()
             worker.communicate()
+        os.close(descriptor)
 
 
-def _start(work: Path, number: int) -> "subprocess.Popen[str]":
+def _start(work: Path, number: int, descriptor: int) -> "subprocess.Popen[str]":
     package = str(Path(__file__).parents[3])
     path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.Popen(
-        [sys.executable, "-m", __name__, str(work), str(number)],
+        [sys.executable, "-m", __name__, str(work), str(number), str(descriptor)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -130,14 +137,14 @@ def _death(plan: WorkPlan, progress: np.ndarray, exitcode: int) -> str:
     return f"a worker {cause}{doing}; if it was killed for its memory, give fewer --workers"
 
 
-def _progress(work: Path) -> np.ndarray:
-    # as a plain array: counting in a memmap is several times slower
-    return np.memmap(work / PROGRESS_NAME, np.int64, "r+").view(np.ndarray).reshape(-1, 4)
+def _progress(descriptor: int) -> np.ndarray:
+    """``(num_workers, NUM_COLUMNS)`` int64, shared by the command and its workers."""
+    return np.frombuffer(mmap.mmap(descriptor, 0), np.int64).reshape(-1, NUM_COLUMNS)
 
 
-def _work(work: Path, number: int) -> None:
+def _work(work: Path, number: int, descriptor: int) -> None:
     plan = WorkPlan.from_json((work / PLAN_NAME).read_text())
-    progress_of_all = _progress(work)
+    progress_of_all = _progress(descriptor)
     progress = progress_of_all[number]
 
     def on_image() -> None:
@@ -160,7 +167,15 @@ def _work(work: Path, number: int) -> None:
             for item_number in _item_numbers():
                 item = plan.items[item_number]
                 progress[ITEM], progress[POSITION] = item_number, item.start - 1
-                writer.make(item, catalog.images(item.split, item.positions))
+                try:
+                    writer.make(item, catalog.images(item.split, item.positions))
+                except RangeNeededError:
+                    progress[NUM_IMAGES] -= progress[POSITION] - item.start + 1
+                    progress[POSITION] = item.start - 1
+                    writer.measure(item, catalog.images(item.split, item.positions))
+                except OSError as error:
+                    num_bytes = sum(image.num_bytes or 0 for image in catalog.images(item.split, item.positions))
+                    raise full_disk_error(error, plan.folder / item.file, num_bytes) or error from error
     finally:
         writer.finish()  # whatever became of the last shard, the one before is whole
 
@@ -185,15 +200,17 @@ def _item_numbers() -> Iterator[int]:
 
 
 def main() -> NoReturn:
-    """A worker: ``python -m cbd_fast.shards.writing.worker_pool WORK NUMBER``."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command hears it, and ends its workers
+    """A worker: ``python -m cbd_fast.shards.writing.worker_pool WORK NUMBER PROGRESS``."""
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_IGN)  # the command hears it, and ends its workers
     Image.MAX_IMAGE_PIXELS = None  # --max-pixels decides
     warnings.simplefilter("ignore")  # Pillow warns about odd metadata of images that decode well
     try:
-        _work(Path(sys.argv[1]), int(sys.argv[2]))
+        _work(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
     except (OSError, InputError, RunError) as error:
         skipped = error.skipped if isinstance(error, TooManyBadError) else []
-        print(json.dumps({"error": str(error), "skipped": [asdict(skip) for skip in skipped]}), flush=True)
+        message = f"{describe_os_error(error)}; {AFTER_MENDING}" if isinstance(error, OSError) else str(error)
+        print(json.dumps({"error": message, "skipped": [asdict(skip) for skip in skipped]}), flush=True)
         os._exit(1)
     os._exit(0)  # a thread may still wait for the command
 

@@ -1,3 +1,4 @@
+import gc
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -6,6 +7,7 @@ import torch
 
 from cbd_fast.loading.augment import Augmentation
 from cbd_fast.loading.decoding.dali_decoder import DaliDecoder
+from cbd_fast.loading.decoding.dali_pipelines import _PIPELINES
 from cbd_fast.loading.decoding.torch_decoder import TorchDecoder
 from tests.helpers import as_array, encoded, plan_of
 
@@ -128,3 +130,19 @@ def test_whole_images_but_for_the_bad_one(images, does_all):
     whole = dali.whole([*files[:2], files[2][:100], *files[3:]], np.array(sizes))
     assert isinstance(whole[2], str)
     assert all(torch.equal(whole[number], expected[number]) for number in range(10) if number != 2)
+
+
+def test_pipelines_end_with_their_threads(images):
+    files, sizes = images
+    _, dali = decoders(allow_padding=False)
+    plan = plan_of(Augmentation(), sizes, image_size=64)
+    dali(files, plan)
+    gc.collect()
+    before = len(_PIPELINES._alive)
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda _: dali(files, plan), range(12)))
+        assert before < len(_PIPELINES._alive) <= before + 3
+    dali.drop_unused()
+    assert len(_PIPELINES._alive) == before
+    dali(files, plan)  # those of this thread are still there
+    assert len(_PIPELINES._alive) == before

@@ -73,3 +73,50 @@ def test_an_empty_list_is_refused(tmp_path):
     (tmp_path / "train.txt").write_text("\n")
     with pytest.raises(InputError, match="lists no images"):
         list_source(tmp_path, {"train": tmp_path / "train.txt"})
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "utf-16-be", "latin-1"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_lists_in_all_their_encodings(tmp_path, encoding, end):
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    (tmp_path / "train.txt").write_bytes((mark + f"é.jpg 0{end}b.jpg 1{end}").encode(encoding))
+    touch(
+        tmp_path / ("é.jpg" if encoding != "latin-1" else "é.jpg".encode("latin-1").decode("utf-8", "surrogateescape"))
+    )
+    images = list(list_source(tmp_path, {"train": tmp_path / "train.txt"}).images())
+    assert [(image.label, image.num_bytes) for image in images] == [(0, 1), (1, None)]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a.jpg 0\n".encode("utf-16-le"), "seems to be UTF-16 without its mark"),
+        (b"\xff\xfea", "not whole UTF-16"),
+        (b"a" * 200_000 + b" 0\n", "more than 65,536 characters"),
+        (b"a.jpg " + b"9" * 5000, "at most 16777216"),
+        ("a.jpg \u0663".encode(), "line 1"),
+        (b"a.jpg 16000000\n", "has 1 different labels, but the largest is 16000000"),
+        (bytes(range(256)), "line 1|not whole"),
+    ],
+)
+def test_lists_that_are_none(tmp_path, content, message):
+    (tmp_path / "train.txt").write_bytes(content)
+    with pytest.raises(InputError, match=message) as error:
+        list(list_source(tmp_path, {"train": tmp_path / "train.txt"}).images())
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize("name", ["caf\u00e9\ncafe\u0301", "a\n\nb", "a\nb\x1b[31m", "a\n \nb"])
+def test_names_of_classes_that_are_none(tmp_path, name):
+    (tmp_path / "train.txt").write_text("a.jpg 0\n")
+    (tmp_path / "classes.txt").write_text(name)
+    with pytest.raises(InputError, match="must hold one name per line"):
+        list_source(tmp_path, {"train": tmp_path / "train.txt"}, tmp_path / "classes.txt")
+
+
+def test_names_in_another_unicode_form_than_their_files(tmp_path):
+    touch(tmp_path / "cafe\u0301" / "a.jpg", tmp_path / "\u00fc.jpg")
+    (tmp_path / "train.txt").write_text("caf\u00e9/a.jpg 0\nu\u0308.jpg 1\n")
+    images = list(list_source(tmp_path, {"train": tmp_path / "train.txt"}).images())
+    assert [(image.name, image.read()) for image in images] == [("caf\u00e9/a.jpg", b"x"), ("u\u0308.jpg", b"x")]

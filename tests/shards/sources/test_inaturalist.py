@@ -68,3 +68,28 @@ def test_json_that_is_cut_off_is_refused(tmp_path):
     path.write_text(json.dumps(annotations([(1, "a.jpg", 0)], [(0, "Gull")]))[:-40])
     with pytest.raises(InputError, match="not whole JSON"):
         list(inaturalist_source(tmp_path, {"train": path}).images())
+
+
+def test_json_of_strangers(tmp_path):
+    whole = {
+        "images": [{"id": 1, "file_name": 'a"[[[\\.jpg'}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 3}],
+        "categories": [{"id": 3, "name": "x"}],
+    }
+    text = json.dumps(whole)
+    path = tmp_path / "train.json"
+    path.write_text(text, encoding="utf-8-sig")
+    assert [image.name for image in inaturalist_source(tmp_path, {"train": path}).images()] == ['a"[[[\\.jpg']
+    deep, digits = "[" * 10_000, "9" * 5_000
+    for forged, message in (
+        (f'{{"categories": {deep}', "nested deeper than 100 times"),
+        (f'{{"licenses": [{"[0," * 200}', "nested deeper than 100 times"),
+        (f'{{"categories": [{{"id": {digits}}}]}}', "a number of more than 1000 digits"),
+        (text.replace('"x"', '"\\u001b[31m"'), "characters that cannot be shown"),
+        (text.encode("utf-16"), "not whole JSON"),
+        (text.replace("x", "é").encode("latin-1"), r"not whole JSON \(lexical error: invalid bytes in UTF8 string"),
+    ):
+        path.write_bytes(forged if isinstance(forged, bytes) else forged.encode())
+        with pytest.raises(InputError, match=message) as error:
+            list(inaturalist_source(tmp_path, {"train": path}).images())
+        assert str(error.value).isprintable()

@@ -1,4 +1,3 @@
-import io
 import json
 import tarfile
 from contextlib import closing
@@ -7,9 +6,11 @@ import pytest
 import webdataset
 
 from cbd_fast.errors import InputError
-from cbd_fast.shards.sources.webdataset import TarLayout, webdataset_source, webdataset_tars
+from cbd_fast.shards.sources.tar_splits import find_tars, split_tars
+from cbd_fast.shards.sources.webdataset import TarLayout, webdataset_source
 from cbd_fast.shards.writing.catalog import Catalog
 from tests.helpers import encoded
+from tests.shards.sources.helpers import cataloged, listed, write_tar
 
 
 @pytest.fixture
@@ -17,17 +18,8 @@ def image(photos):
     return encoded(photos[0][:20, :30])
 
 
-def write_tar(path, members):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-
-
-def listed(folder, **layout):
-    return [(p.split, p.name, p.label) for p in webdataset_source(folder, TarLayout(**layout)).images()]
+def webdataset_tars(folder, globs):
+    return split_tars(folder, find_tars(folder, bool(globs), []), globs, {}, [])
 
 
 def test_stock_shards(tmp_path, image):
@@ -69,8 +61,10 @@ def test_names_of_classes_from_a_file(tmp_path, image):
     names.write_text("cat\ndog\n")
     assert [label for _, _, label in listed(tmp_path, classes_file=names)] == [1, 0]
     names.write_text("cat\n")
-    with pytest.raises(InputError, match="label 'dog' is not among the 1 classes"):
-        listed(tmp_path, classes_file=names)
+    classes, [odd, (_, label, _)] = cataloged(tmp_path, classes_file=names)
+    assert (classes, label) == (["cat"], 0)
+    assert odd[:2] == ("a.tar/x.jpg", -1)
+    assert "label 'dog' is not among the 1 classes" in odd[2]
 
 
 @pytest.mark.parametrize(
@@ -124,15 +118,15 @@ def test_a_label_key_that_is_not_there(tmp_path):
     write_tar(tmp_path / "a.tar", [("x.jpg", b"1"), ("x.json", b'{"b": {"c": [1]}}')])
     for key in ("a", "b", "b.c", "b.c.d"):
         with pytest.raises(InputError, match=rf"no label under '{key}' in its .json, which has \['b'\]"):
-            listed(tmp_path, label_key=key)
+            cataloged(tmp_path, label_key=key)
 
 
 def test_which_tars_are_which_split(tmp_path):
-    names = ["train/0.tar", "train/1.tar", "imagenet-validation-0.tar", "train_and/x_test_0.tar", "other.tar"]
+    names = ["train/0.tar", "train/1.tar", "imagenet-validation-0.tar", "train_and/x_test_0.tar"]
     for name in names:
         write_tar(tmp_path / name, [])
     assert webdataset_tars(tmp_path, {}) == {
-        "train": ["other.tar", "train/0.tar", "train/1.tar"],
+        "train": ["train/0.tar", "train/1.tar"],
         "val": ["imagenet-validation-0.tar"],
         "test": ["train_and/x_test_0.tar"],
     }

@@ -3,7 +3,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from cbd_fast.shards.writing.validate_image import ImageRules, validate_image
 from tests.helpers import encoded
@@ -231,3 +231,39 @@ def test_lossless_webp_stays_lossless(photos, exif):
     data = encoded(photos[0], "webp", lossless=True, exif=exif)  # with metadata the file has another form
     assert validate_image(data, ImageRules(short_side=100)).extension == "png"
     assert validate_image(encoded(photos[0], "webp"), ImageRules(short_side=100)).extension == "jpg"
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("extension", ["jpg", "png", "webp", "tiff"])
+def test_images_are_turned_upright_once(photos, extension, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"quality": 95} if extension == "jpg" else {"lossless": True} if extension == "webp" else {}
+    data = encoded(photos[0][:100, :160], extension, exif=exif, **options)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+    checked = validate_image(data, ImageRules(orient=True))
+    assert (checked.height, checked.width) == expected.shape[:2]
+    assert checked.oriented == (orientation != 1 and extension != "tiff")  # Pillow turns TIFF by itself
+    assert np.abs(read(checked.data).astype(int) - expected).mean() < (3 if extension == "jpg" else 1e-9)
+    if orientation == 1:
+        assert (checked.data == data) == (extension in ("jpg", "png"))
+    elif extension != "tiff":
+        assert checked.extension == ("jpg" if extension == "jpg" else "png")
+    # what is in the shard is not turned by those who look at tags either
+    assert Image.open(io.BytesIO(checked.data)).getexif().get(0x0112, 1) == 1
+    again = validate_image(checked.data, ImageRules(orient=True))
+    assert (again.data, again.oriented) == (checked.data, False)
+
+
+def test_turned_images_are_shrunk_by_the_sides_that_they_then_have(photos):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(photos[0][:200, :400], exif=exif)
+    checked = validate_image(data, ImageRules(orient=True, short_side=100))
+    assert (checked.width, checked.height, checked.resized) == (100, 200, True)
+    small = [len(validate_image(data, ImageRules(orient=True, quality=quality)).data) for quality in (30, 90)]
+    assert small[0] < small[1] / 2
+    assert (
+        validate_image(data, ImageRules(orient=True)).data
+        == validate_image(data, ImageRules(orient=True, quality=90)).data
+    )

@@ -4,7 +4,8 @@ import pytest
 
 from cbd_fast.errors import InputError
 from cbd_fast.shards.manifest import Recipe
-from cbd_fast.shards.writing.work_folder import CATALOG_NAME, RECIPE_NAME, begin_work
+from cbd_fast.shards.writing.work_folder import RECIPE_NAME, begin_work
+from cbd_fast.shards.writing.work_items import CATALOG_NAME
 
 
 def recipe(**fields):
