@@ -10,6 +10,7 @@ memory are not what they were when it looked first.
 """
 
 import argparse
+import gc
 import os
 import time
 from collections.abc import Iterator
@@ -71,7 +72,8 @@ def evaluate(shards: Path, *, is_closed: bool, **options: Any) -> None:
 
 
 def settled_state() -> dict[str, Any]:
-    """The state when the threads of dropped loaders have ended."""
+    """The state when the threads of dropped loaders have ended, and DALI's objects, which refer to one another."""
+    gc.collect()
     now, deadline = state(), time.monotonic() + SETTLE_SECONDS
     while time.monotonic() < deadline:
         time.sleep(0.1)

@@ -14,7 +14,7 @@ from cbd_fast.errors import InputError, Stopped, describe_os_error, first_line, 
         ("a\x1b[2Jb\x07\n\r\t", r"a\x1b[2Jb\x07\n\r\t"),
         ("\x9b31m", r"\x9b31m"),
         ("\u202egnp.exe", r"\u202egnp.exe"),
-        ("\udcff", r"\udcff"),
+        ("a\nb\udcff\x1b", r"a\nb\udcff\x1b"),
         (Exception("x\x00"), r"x\x00"),
     ],
 )

@@ -6,7 +6,6 @@ class-balanced sampling; with it also training, in each stage of that run.
 
 import argparse
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -14,6 +13,7 @@ from rich.table import Table
 from cbd_fast.cli.plugins import add_plugin_option, load_plugins
 from cbd_fast.config.schema import Config
 from cbd_fast.errors import InputError
+from cbd_fast.files import user_path
 from cbd_fast.preflight.bottlenecks import Findings, describe_bottlenecks
 from cbd_fast.preflight.doctor import diagnose, specs_by_stage
 from cbd_fast.resources import num_cores
@@ -51,8 +51,8 @@ def parse_arguments(argv: Sequence[str] | None = None, prog: str | None = None) 
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--shards", type=Path, required=True, metavar="DIR", help="a folder of shards")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="settings of a run, in YAML")
+    parser.add_argument("--shards", type=user_path, required=True, metavar="DIR", help="a folder of shards")
+    parser.add_argument("--config", type=user_path, metavar="FILE", help="settings of a run, in YAML")
     parser.add_argument("--seconds", type=float, default=30, metavar="S", help="duration (default 30)")
     add_plugin_option(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")

@@ -10,13 +10,14 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 from cbd_fast.errors import InputError, first_line
+from cbd_fast.files import user_path
 
 
 def add_plugin_option(parser: argparse.ArgumentParser) -> None:
     """The option, for the help; ``load_plugins`` has taken it off the arguments before they are parsed."""
     parser.add_argument(
         "--plugin",
-        type=Path,
+        type=user_path,
         action="append",
         metavar="FILE",
         help="Python file that registers backbones, losses, metrics, sampling policies or sources; may be repeated",

@@ -21,6 +21,7 @@ from rich.text import Text
 
 from cbd_fast.cli.plugins import add_plugin_option, load_plugins
 from cbd_fast.errors import InputError, RunError, printable
+from cbd_fast.files import user_path
 from cbd_fast.inference.predictor import Prediction, Predictor
 from cbd_fast.shards.sources.base import files_below
 from cbd_fast.ui.console import make_console
@@ -79,7 +80,7 @@ def parse_arguments(argv: Sequence[str] | None = None, prog: str | None = None) 
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", type=Path, metavar="MODEL", help="a model's folder, such as runs/NAME/student")
+    parser.add_argument("model", type=user_path, metavar="MODEL", help="a model's folder, such as runs/NAME/student")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, or folders to be searched for images")
     parser.add_argument("--top", type=int, default=5, metavar="K", help="guesses for each image (default 5)")
     parser.add_argument("--format", choices=WRITERS, default="table", help="of the output (default table)")

@@ -17,6 +17,7 @@ from cbd_fast.cli.plugins import add_plugin_option, load_plugins
 from cbd_fast.config.help import settings_text
 from cbd_fast.config.schema import Config
 from cbd_fast.errors import InputError
+from cbd_fast.files import user_path
 from cbd_fast.preflight.dry_run import dry_run
 from cbd_fast.processes import check_launcher, env_rank, number_among_started
 from cbd_fast.training.context import describe_run, make_accelerator, open_context
@@ -93,7 +94,7 @@ def parse_arguments(argv: Sequence[str] | None = None, prog: str | None = None) 
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=settings_text(Config, width),
     )
-    parser.add_argument("--config", type=Path, metavar="FILE", required=True, help="settings of the run, in YAML")
+    parser.add_argument("--config", type=user_path, metavar="FILE", required=True, help="settings of the run, in YAML")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(
         "--print-config", action="store_true", help="print all settings, as YAML that can be run again, and exit"

@@ -4,13 +4,13 @@ import argparse
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 
 from rich.console import Console
 
 from cbd_fast.cli.shard_options import positive_int
 from cbd_fast.errors import InputError, RunError, printable
-from cbd_fast.files import locked_folder
+from cbd_fast.files import user_path
+from cbd_fast.folder_lock import locked_folder
 from cbd_fast.resources import num_cores_of_all
 from cbd_fast.shards.manifest import read_manifest
 from cbd_fast.shards.verify import SplitFindings, quarantine, verify_split
@@ -98,7 +98,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         description=DESCRIPTION.format(command=prog or "python tools/verify_shards.py"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="a folder of shards")
+    parser.add_argument("folder", type=user_path, metavar="DIR", help="a folder of shards")
     parser.add_argument("--full", action="store_true", help="sha256 of shards; crc32 and decoding of every image")
     parser.add_argument("--quarantine", action="store_true", help="mark bad images in the index (implies --full)")
     parser.add_argument("--workers", type=positive_int, default=num_cores_of_all(), metavar="N", help="threads")

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from cbd_fast.errors import InputError, first_line
 from cbd_fast.loading.decoding.base import EncodedOrDecoded
 from cbd_fast.shards.sources.base import SourceImage
-from cbd_fast.shards.writing.validate_image import to_rgb, validate_image
+from cbd_fast.shards.writing.validate_image import ImageRules, to_rgb, validate_image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,16 +35,16 @@ class ImageInput:
     error: str | None = None
 
 
-def each_input(images: Any) -> Iterator[ImageInput]:
-    """Every image of what a user gives: one, or an iterable of them."""
+def each_input(images: Any, rules: ImageRules | None = None) -> Iterator[ImageInput]:
+    """Every image of what a user gives: one, or an iterable of them; ``rules`` as of ``as_input``."""
     is_array = isinstance(images, torch.Tensor) or (isinstance(images, np.ndarray) and images.dtype.kind not in "OUST")
     is_file = isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, io.IOBase))
     if is_file or (is_array and images.ndim <= 3) or not isinstance(images, Iterable):
         images = [images]
-    return (as_input(number, image) for number, image in enumerate(images))
+    return (as_input(number, image, rules or ImageRules()) for number, image in enumerate(images))
 
 
-def as_input(number: int, image: Any) -> ImageInput:
+def as_input(number: int, image: Any, rules: ImageRules) -> ImageInput:
     """One image, whatever it is given as.
 
     What is given may change or be closed as soon as the next one is asked for, so pixels are copied at once.
@@ -52,6 +52,7 @@ def as_input(number: int, image: Any) -> ImageInput:
     Args:
         number: position of the image among all that are given, for its name.
         image: a path, the bytes of a file, a PIL image, an array or a tensor.
+        rules: how PIL images are turned, and scaled where they have more than 8 bits.
 
     Raises:
         InputError: it is none of these.
@@ -66,7 +67,8 @@ def as_input(number: int, image: Any) -> ImageInput:
     if isinstance(image, Image.Image):
         name = os.fsdecode(getattr(image, "filename", "") or name)
         try:
-            return _of_pixels(name, to_rgb(image))
+            upright = ImageOps.exif_transpose(image) if rules.orient else image
+            return _of_pixels(name, to_rgb(upright, rules.sixteen_bit))
         except Exception as error:  # on damaged files Pillow's plugins raise all sorts when they load the pixels
             return ImageInput(name=name, error=f"cannot be decoded: {first_line(error)}")
     if isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and len(image) in (1, 3):
@@ -103,8 +105,8 @@ class SizedSource:
     size: tuple[int, int]
 
 
-def read_source(given: ImageInput) -> SizedSource | str:
-    """An image as a decoder takes it, or why there is none."""
+def read_source(given: ImageInput, rules: ImageRules) -> SizedSource | str:
+    """An image as a decoder takes it, made so by the rules that the training images were stored by; or why not."""
     if given.error is not None:
         return given.error
     if given.pixels is not None:
@@ -114,7 +116,7 @@ def read_source(given: ImageInput) -> SizedSource | str:
         data = given.data
         if data is None:
             data = SourceImage(split="", name=given.name, label=0, num_bytes=None, path=given.path).read()
-        stored = validate_image(data)
+        stored = validate_image(data, rules)
     except OSError as error:
         return error.strerror or str(error)
     except ValueError as error:  # of bytes that are no image, or a path that cannot be one

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +32,7 @@ from cbd_fast.loading.decoding.base import EncodedOrDecoded
 from cbd_fast.loading.stats import Recorder
 from cbd_fast.resources import num_cores
 from cbd_fast.shards.reader import ShardReader
+from cbd_fast.shards.writing.validate_image import ImageRules
 from cbd_fast.system import choose_device, thread_pool
 from cbd_fast.training.optimized_model import inference_dtype, optimized_for_inference
 
@@ -131,6 +133,7 @@ class Predictor:
         dtype = inference_dtype(self.model.card.mixed_precision, self.device)
         self._optimized = optimized_for_inference(self.model, dtype).to(self.device)
         self._batch_size, self._batch = batch_size, _Batch()
+        self._rules = ImageRules(orient=self.model.card.orient, sixteen_bit=self.model.card.sixteen_bit)
         self._pool = thread_pool(num_threads)
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="cbd-batch")  # only one: it alone uses the decoder
         self._decode = BatchDecoder(
@@ -172,7 +175,7 @@ class Predictor:
         """
         if top < 1:
             raise InputError(f"top={top}: must be at least 1")
-        return self._stream(each_input(images), min(top, self.model.card.num_classes))
+        return self._stream(each_input(images, self._rules), min(top, self.model.card.num_classes))
 
     def __enter__(self) -> "Predictor":
         return self
@@ -209,7 +212,7 @@ class Predictor:
 
     def _prepare(self, inputs: list[ImageInput]) -> _Prepared:
         """Reads, checks and decodes a batch."""
-        read = list(self._pool.map(read_source, inputs))
+        read = list(self._pool.map(partial(read_source, rules=self._rules), inputs))
         errors = {position: reason for position, reason in enumerate(read) if isinstance(reason, str)}
         good = {position: image for position, image in enumerate(read) if isinstance(image, SizedSource)}
         while True:

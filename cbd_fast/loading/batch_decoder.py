@@ -224,7 +224,8 @@ class BatchDecoder:
                 return self._cache.image(slot)
             try:
                 file = self._shards.read(index)
-                check_image_size(file.data, *size)
+                if isinstance(file, np.ndarray):  # or pixels, as users may give them to a Predictor
+                    check_image_size(file.data, *size)
             except (OSError, ValueError) as error:
                 return str(error)
             return file

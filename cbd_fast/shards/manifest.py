@@ -92,7 +92,10 @@ class Recipe(Record):
 
 
 class Manifest(Record):
-    """The whole of dataset.json."""
+    """The whole of dataset.json.
+
+    ``sixteen_bit`` is ``LO,HI``, the values of images of more than 8 bits that became 0 and 255; None without such.
+    """
 
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
@@ -100,6 +103,7 @@ class Manifest(Record):
     splits: dict[str, SplitRecord]
     recipe: Recipe
     num_skipped: Count
+    sixteen_bit: Annotated[str, Field(max_length=100)] | None = None
     notes: Annotated[list[str], FailFast()] = []
 
     @model_validator(mode="after")
@@ -119,6 +123,11 @@ class Manifest(Record):
         if "train" not in self.splits:
             raise ValueError("there is no split 'train'")
         return self
+
+    @property
+    def orient(self) -> bool:
+        """Whether images were turned as their orientation tags say."""
+        return self.recipe.options.get("orient") is True
 
     @property
     def fingerprint(self) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cbd_fast.errors import InputError
-from cbd_fast.files import PARTIAL_SUFFIX, atomic_file, atomic_folder
+from cbd_fast.files import PARTIAL_SUFFIX, atomic_file, atomic_folder, publish
 from cbd_fast.training.checked_json import read_object, read_typed, write_checked
 from cbd_fast.training.saved_state import State
 from cbd_fast.training.tensor_files import REMEDY, FileRecord, check_file, read_tensors, record_of, save_tensors
@@ -57,7 +57,7 @@ def save_checkpoint(
     """
     path = folder / CHECKPOINT_NAME.format(state.step)
     if path.exists() and path not in checkpoints(folder):
-        path.rename(_unused_beside(path))  # somebody else's, or what is left of one of ours: nobody knows
+        publish(path, _unused_beside(path))  # somebody else's, or what is left of one of ours: nobody knows
     if (files := _whole_files(path)) is not None:  # of the same step, and so of the same tensors
         write_checked(path / STATE_NAME, state.model_copy(update={"files": files}))
     else:
@@ -129,7 +129,7 @@ def remove_checkpoints(paths: Iterable[Path]) -> None:
         if {part.name for part in path.iterdir()} <= {*_PARTS, STATE_NAME + PARTIAL_SUFFIX}:
             doomed = path.with_name(path.name + PARTIAL_SUFFIX)  # so that a kill leaves no half of a checkpoint
             shutil.rmtree(doomed, ignore_errors=True)
-            path.rename(doomed)
+            publish(path, doomed)
             shutil.rmtree(doomed)
         else:
             for name in _PARTS:  # the state, by which it is known, last

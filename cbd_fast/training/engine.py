@@ -132,6 +132,8 @@ def _model_card(
         name=spec.name,
         stage=spec.stage,
         classes=manifest.classes,
+        orient=manifest.orient,
+        sixteen_bit=manifest.sixteen_bit,
         train_counts=list(spec.class_counts),
         training={
             "num_steps": spec.num_steps,

@@ -16,6 +16,7 @@ from cbd_fast.errors import InputError, printable
 from cbd_fast.loading.augment import Augmentation
 from cbd_fast.registry import BACKBONES
 from cbd_fast.settings import Settings
+from cbd_fast.shards.writing.deep_pixels import parse_range
 from cbd_fast.training.checked_json import as_kind, read_value, write_checked
 from cbd_fast.training.checkpoint import CARD_NAME, MODEL_NAME
 from cbd_fast.training.models import CosineModel
@@ -46,6 +47,9 @@ class ModelCard(Settings):
         train_counts: training images of each class.
         image_size: side of the input in pixels.
         preprocessing: how an image becomes the input: a centre crop and colours.
+        orient: whether images are turned as their orientation tags say, as those of the shards were.
+        sixteen_bit: ``LO,HI``, the values of images of more than 8 bits that become 0 and 255, as in the shards; None
+            if these had no such images.
         mixed_precision: precision in which the model was evaluated.
         weights: what is known of the file of weights; None where the card was not written beside one.
         training: how it was trained, for people and other programs: nothing of it is needed to load the model.
@@ -63,6 +67,8 @@ class ModelCard(Settings):
     train_counts: tuple[int, ...] = Field(strict=False)
     image_size: int = Field(gt=0, le=1 << 14)
     preprocessing: Augmentation
+    orient: bool = False
+    sixteen_bit: str | None = None
     mixed_precision: Precision = "no"
     weights: FileRecord | None = None
     training: dict[str, Any]
@@ -72,6 +78,8 @@ class ModelCard(Settings):
         for name in ("classes", "train_counts"):
             if (length := len(getattr(self, name))) != self.num_classes:
                 raise ValueError(f"{name} has {length} entries, but num_classes is {self.num_classes}")
+        if self.sixteen_bit is not None:
+            parse_range(self.sixteen_bit)
         if self.preprocessing.crop != "center":
             raise ValueError(f"preprocessing.crop must be center, not {self.preprocessing.crop}")
         return self
@@ -90,6 +98,8 @@ def make_model_card(
     classes: list[str],
     train_counts: list[int],
     training: dict[str, Any],
+    orient: bool = False,
+    sixteen_bit: str | None = None,
 ) -> ModelCard:
     """The card of a model that a run has trained.
 
@@ -102,6 +112,8 @@ def make_model_card(
         train_counts: training images of each class.
         training: what else there is to say: steps, seconds, metrics, selected weights, the shards' fingerprint. The
             settings of the run and this version of cbd_fast are added. None of the values may be more than JSON has.
+        orient: whether the images of the shards were turned as their orientation tags say.
+        sixteen_bit: range of their images of more than 8 bits, as the manifest has it.
     """
     backbone_dim = model.projection.in_features if model.projection is not None else model.feature_dim
     preprocessing = config.data.augmentation.for_test().model_dump(include=set(PREPROCESSING_NAMES))
@@ -117,6 +129,8 @@ def make_model_card(
             "train_counts": train_counts,
             "image_size": config.data.image_size,
             "preprocessing": preprocessing,
+            "orient": orient,
+            "sixteen_bit": sixteen_bit,
             "mixed_precision": config.mixed_precision,
             "training": training | {"config": config.model_dump(mode="json"), "cbd_fast": __version__},
         }

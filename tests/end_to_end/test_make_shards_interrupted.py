@@ -165,7 +165,7 @@ def test_a_lost_folder_of_images_is_not_a_thousand_bad_ones(many_images, tmp_pat
 
 @pytest.mark.parametrize(
     ("signum", "to_all"),
-    [(signal.SIGTERM, True), (signal.SIGTERM, False), (signal.SIGHUP, True), (signal.SIGINT, True)],
+    [(signal.SIGTERM, True), (signal.SIGHUP, False), (signal.SIGINT, True)],
 )
 def test_stopped_by_a_signal_it_says_so_and_goes_on(many_images, tmp_path, signum, to_all):
     command = ["folder", "--train", many_images, "--max-bad", "0.1", "--shard-images", "4", "--out", tmp_path / "out"]

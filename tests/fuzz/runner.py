@@ -109,13 +109,19 @@ def _run_images(seed: int, count: int, failures: Path) -> Iterator[tuple[str, in
         return
     command = [sys.executable, "-m", "tests.fuzz.images", str(seed), str(count)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    for failure in filter(None, map(_as_failure, done.stdout.splitlines())):
-        from .images import mutated_image
+    before: list[str] = []  # a traceback, perhaps
+    for line in done.stdout.splitlines():
+        before.append(line)
+        if failure := _as_failure(line):
+            from .images import mutated_image
 
-        folder = failures / f"image-{seed}-{failure['case']}" / "changed"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "image").write_bytes(mutated_image(np.random.default_rng([seed, failure["case"]])))
-        yield "image", failure["case"], failure["reason"]
+            folder = failures / f"image-{seed}-{failure['case']}"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "image").write_bytes(mutated_image(np.random.default_rng([seed, failure["case"]])))
+            reason = "\n".join([failure["reason"], *before[:-1]])[-1500:]
+            (folder / "reason.txt").write_text(reason)
+            yield "image", failure["case"], reason
+            before.clear()
     if done.returncode > 1 or done.returncode < 0:
         yield "image", -1, f"exit code {done.returncode}: {(done.stdout + done.stderr)[-1500:]}"
 

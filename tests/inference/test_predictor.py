@@ -1,4 +1,5 @@
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from cbd_fast.errors import InputError
 from cbd_fast.inference.predictor import Prediction
 from cbd_fast.training.evaluation import predict_split
 from cbd_fast.training.metrics import evaluate
+from cbd_fast.training.model_folder import read_model_card, write_model_card
 from cbd_fast.training.optimized_model import inference_dtype, optimized_for_inference
 from tests.helpers import encoded
 from tests.inference.conftest import assert_alike, png, write_model
@@ -93,8 +95,8 @@ def test_what_the_decoder_alone_finds_is_told_too(predictor, files, monkeypatch)
 
     check = image_inputs.validate_image
 
-    def let_one_pass(data):
-        stored = check(data)
+    def let_one_pass(data, rules):
+        stored = check(data, rules)
         if data == Path(files[1]).read_bytes():
             return type(stored)(data=stored.data[:100], extension="jpg", width=stored.width, height=stored.height)
         return stored
@@ -231,3 +233,28 @@ def test_outputs_that_are_not_finite_are_no_predictions(model_folder, files, mon
         first, *others = predictor(files[:3])
     assert first.error is None
     assert {other.error for other in others} == {"the model's outputs for it are not finite"}
+
+
+def test_deep_and_turned_images_are_seen_as_those_of_the_shards(model_folder, tmp_path):
+    """A 12-bit image, which alone would be nearly black, and one that its orientation tag turns."""
+    grey = np.arange(40 * 48).reshape(40, 48) % 256
+    Image.fromarray((grey * 16).astype(np.uint16)).save(tmp_path / "deep.png")
+    Image.fromarray(grey.astype(np.uint8)).convert("RGB").save(tmp_path / "plain.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(tmp_path / "plain.png").save(tmp_path / "tagged.png", exif=exif)
+    Image.open(tmp_path / "plain.png").transpose(Image.Transpose.ROTATE_270).save(tmp_path / "turned.png")
+
+    card = read_model_card(model_folder).model_copy(update={"sixteen_bit": "0,4095", "orient": True})
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    write_model_card(folder, card)
+    names = ["deep", "plain", "tagged", "turned"]
+    paths = [tmp_path / f"{name}.png" for name in names]
+    with Predictor(folder, device="cpu") as knows, Predictor(model_folder, device="cpu") as knows_not:
+        for given in (paths, [Image.open(path) for path in paths]):
+            deep, plain, tagged, turned = (predicted.probabilities for predicted in knows(given, top=3))
+            assert deep == pytest.approx(plain, abs=0.02)
+            assert tagged == pytest.approx(turned, abs=1e-5)
+            deep, plain, tagged, turned = (predicted.probabilities for predicted in knows_not(given, top=3))
+            assert deep != pytest.approx(plain, abs=0.02)
+            assert tagged == pytest.approx(plain, abs=1e-5)

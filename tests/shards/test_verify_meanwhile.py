@@ -11,7 +11,7 @@ import pytest
 from cbd_fast import folder_lock
 from cbd_fast.cli.verify import main
 from cbd_fast.errors import InputError
-from cbd_fast.files import locked_folder
+from cbd_fast.folder_lock import locked_folder
 from cbd_fast.shards import check_shard
 from cbd_fast.shards import verify as verify_module
 from cbd_fast.shards.manifest import read_manifest

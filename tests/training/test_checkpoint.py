@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from cbd_fast.config.sections import Optimization
 from cbd_fast.errors import InputError, RunError
+from cbd_fast.training import checkpoint
 from cbd_fast.training.checked_json import read_object
 from cbd_fast.training.checkpoint import (
     checkpoints,
@@ -277,7 +278,7 @@ def test_a_full_disk_is_said_and_the_checkpoint_before_stays(tmp_path):
     assert load_checkpoint(tmp_path, model, optimizer).damaged == ()
 
 
-@pytest.mark.parametrize("kills_at", ["rename", "rmtree", "unlink"])
+@pytest.mark.parametrize("kills_at", ["publish", "rmtree", "unlink"])
 def test_a_kill_while_an_old_one_is_removed_leaves_nothing_in_the_end(tmp_path, monkeypatch, kills_at):
     model, optimizer = trained(1)
     save_checkpoint(tmp_path, model, optimizer, state_of(5))
@@ -287,7 +288,7 @@ def test_a_kill_while_an_old_one_is_removed_leaves_nothing_in_the_end(tmp_path, 
     def kill(*_, **__):
         raise KeyboardInterrupt
 
-    place = {"rename": Path, "rmtree": shutil, "unlink": Path}[kills_at]
+    place = {"publish": checkpoint, "rmtree": shutil, "unlink": Path}[kills_at]
     with monkeypatch.context() as patch:
         patch.setattr(place, kills_at, kill)
         with pytest.raises(KeyboardInterrupt):

@@ -256,8 +256,3 @@ def plain_name(name: str, root: Path) -> str:
     plain = posixpath.normpath(name)
     above = os.path.abspath(root).rstrip("/") + "/"
     return plain.removeprefix(above)
-
-
-def printable(name: str) -> str:
-    """The name of a file with its control characters and undecodable bytes written out."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in name)

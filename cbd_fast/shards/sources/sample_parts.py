@@ -2,6 +2,7 @@
 
 import re
 import tarfile
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -40,12 +41,15 @@ def folder_before(name: str, metadata: dict[str, Any]) -> str:
     return path.rpartition("/")[0].rpartition("/")[2]
 
 
-def label_extension_of(file: str) -> str:
-    """Which member holds the labels: ``.cls``, unless more samples of a tar have only ``.txt``."""
+def label_extension_of(files: Iterable[str]) -> str:
+    """Which member holds the labels: ``.cls``, unless more samples of the first tar with labels have only ``.txt``."""
     num_cls = num_txt = 0
-    for sample in read_samples(file, lambda _: False, PassedOver()):
-        num_cls += "cls" in sample.members
-        num_txt += "txt" in sample.members and "cls" not in sample.members
+    for file in files:
+        for sample in read_samples(file, lambda _: False, PassedOver()):
+            num_cls += "cls" in sample.members
+            num_txt += "txt" in sample.members and "cls" not in sample.members
+        if num_cls or num_txt:
+            break
     return "txt" if num_txt > num_cls else "cls"
 
 

@@ -110,7 +110,7 @@ def webdataset_source(folder: Path, layout: TarLayout) -> Source:
     numbers = _class_numbers(layout, own.classes)
 
     def images() -> Iterator[SourceImage]:
-        reader = _TarReader(folder, layout, own, splits["train"][0], notes)
+        reader = _TarReader(folder, layout, own, splits["train"], notes)
         for split, paths in splits.items():
             for path in paths:
                 for image in reader.images(path, split):
@@ -133,14 +133,14 @@ def _class_numbers(layout: TarLayout, own_classes: list[str] | None) -> ClassNum
 class _TarReader:
     """Images of tars, one tar after the other, with what is passed over in them."""
 
-    def __init__(self, folder: Path, layout: TarLayout, own: OwnShards, first: str, notes: list[str]) -> None:
+    def __init__(self, folder: Path, layout: TarLayout, own: OwnShards, paths: list[str], notes: list[str]) -> None:
         self._folder, self._layout, self._own, self._notes = folder, layout, own, notes
         self._names = NamesOfNumbers(folder, own)
         self._num_notes, self._num_unnoted = 0, 0
         self._numbered: dict[str, set[str]] = {}  # folders whose labels are numbers, by split
         self._label_extension = LABEL_EXTENSIONS[0]
         if layout.label_key is None:
-            self._label_extension = label_extension_of(os.path.join(os.path.abspath(folder), first))
+            self._label_extension = label_extension_of(os.path.join(os.path.abspath(folder), path) for path in paths)
 
     def images(self, path: str, split: str) -> Iterator[SourceImage]:
         """Images of a tar."""

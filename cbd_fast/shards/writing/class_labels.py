@@ -1,10 +1,11 @@
 """Labels that are texts, made into numbers of classes: by what all of a catalog's labels are, never by single ones."""
 
+import json
 import os
 import sqlite3
 
 from cbd_fast.errors import InputError, printable
-from cbd_fast.shards.sources.base import MAX_GAPS, MAX_LABEL, same_spelling
+from cbd_fast.shards.sources.base import MAX_GAPS, MAX_LABEL, MAX_SHOWN, same_spelling
 from cbd_fast.shards.sources.label_texts import looks_like_number, shown_label
 
 MAX_NUMBERS_AMONG_NAMES = 0.05  # fraction of the images; with more it is not clear what the labels are
@@ -98,9 +99,12 @@ def _refuse_captions(db: sqlite3.Connection, what: str, condition: str) -> None:
     query = f"SELECT count(DISTINCT label), count(*) FROM image WHERE problem IS NULL AND {condition}"
     num_different, num_images = db.execute(query).fetchone()
     if num_images >= MIN_IMAGES_OF_CAPTIONS and num_different > MIN_DIFFERENT_CAPTIONS * num_images:
+        metadata = db.execute("SELECT metadata FROM image WHERE metadata IS NOT NULL LIMIT 1").fetchone()
+        keys = f" ({printable(list(json.loads(metadata[0])))[:MAX_SHOWN]})" if metadata else ""
         raise InputError(
             f"{num_images:,} images have {num_different:,} different labels, such as {_example(db)}: these seem to be "
-            f"{what} of images, no classes; {REMEDY}"
+            f"{what} of images, no classes; say where the class is (--label-key KEY of .json{keys}), or list the "
+            "classes, one per line, with --classes FILE"
         )
 
 

@@ -12,7 +12,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from cbd_fast.errors import AFTER_MENDING, InputError, RunError, describe_os_error, printable
-from cbd_fast.files import PARTIAL_SUFFIX, locked_folder, resumable_folder
+from cbd_fast.files import PARTIAL_SUFFIX, resumable_folder
+from cbd_fast.folder_lock import locked_folder
 from cbd_fast.shards.manifest import MANIFEST_NAME, Recipe, read_manifest
 from cbd_fast.shards.sources.base import Source
 from cbd_fast.shards.writing.catalog import Catalog, plan_shards
@@ -26,7 +27,7 @@ from cbd_fast.shards.writing.finalize import (
 )
 from cbd_fast.shards.writing.options import ShardSize, WriteListener, WriteOptions
 from cbd_fast.shards.writing.recipe import choose_images, describe_changes
-from cbd_fast.shards.writing.set_range import notes_on_range
+from cbd_fast.shards.writing.set_range import range_made
 from cbd_fast.shards.writing.work_folder import RECIPE_NAME, WORK_FOLDER, begin_work, run_work
 from cbd_fast.shards.writing.work_items import CATALOG_NAME, Skipped, WorkItem
 
@@ -111,8 +112,8 @@ def _write(
     _remove_leftovers(folder)
     run_work(folder, work, source.roots, items, options, num_workers, listener)
     _remove_leftovers(folder)
-    notes += notes_on_range(options.rules, work, items)
-    written = finalize_dataset(folder, work, items, classes, recipe, notes, options)
+    sixteen_bit, range_notes = range_made(options.rules, work, items)
+    written = finalize_dataset(folder, work, items, classes, recipe, notes + range_notes, options, sixteen_bit)
     shutil.rmtree(work)
     return written
 

@@ -129,11 +129,16 @@ def to_8_bits(file: ImageFile, samples: np.ndarray, low: float, high: float) -> 
         low: the value that becomes 0; lower ones do, too.
         high: the value that becomes 255; higher ones do, too.
     """
-    scale = max(high - low, 1e-300)  # where all values are equal, they are black
-    pixels = ((np.clip(samples.astype(np.float64), low, high) - low) * MAX_VALUE / scale).astype(np.uint8)
+    pixels = scaled(samples, low, high)
     if _tags(file.image).get(PHOTOMETRIC) == WHITE_IS_ZERO:
         pixels = MAX_VALUE - pixels
     return np.ascontiguousarray(np.broadcast_to(pixels[:, :, None], (*pixels.shape, 3))) if pixels.ndim == 2 else pixels
+
+
+def scaled(samples: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Samples of any shape from ``low`` to ``high`` as uint8 from 0 to 255, rounded down."""
+    scale = max(high - low, 1e-300)  # where all values are equal, they are black
+    return ((np.clip(samples.astype(np.float64), low, high) - low) * MAX_VALUE / scale).astype(np.uint8)
 
 
 def _stated_by_png(png: PngFile, real: tuple[float, float]) -> tuple[float, float] | None:

@@ -5,6 +5,7 @@ import io
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -53,6 +54,7 @@ def finalize_dataset(
     recipe: Recipe,
     notes: list[str],
     options: WriteOptions,
+    sixteen_bit: str | None = None,
 ) -> WrittenDataset:
     """Makes a dataset of finished shards: writes the index, the list of images left out, and at last the manifest.
 
@@ -64,21 +66,21 @@ def finalize_dataset(
         recipe: how the shards were made.
         notes: what people should know.
         options: how many images may be left out.
+        sixteen_bit: the range of images of more than 8 bits, as the manifest has it.
 
     Raises:
         RunError: a split, or a class of the training split, has no image that can be used, or too many were left out.
     """
     notes = [*notes, *note_duplicates(folder, work, items, recipe.source == IN_PLACE)]
-    written = _assemble(folder, work, items, classes, recipe, notes)
+    content = {"classes": classes, "recipe": recipe, "notes": notes, "sixteen_bit": sixteen_bit}
+    written = _assemble(folder, work, items, content)
     check_is_whole(written, options, folder)
     write_atomically(folder / MANIFEST_NAME, written.manifest.to_json())
     return written
 
 
-def _assemble(
-    folder: Path, work: Path, items: list[WorkItem], classes: list[str], recipe: Recipe, notes: list[str]
-) -> WrittenDataset:
-    """Writes index and list of images left out; the manifest is not yet written.
+def _assemble(folder: Path, work: Path, items: list[WorkItem], content: dict[str, Any]) -> WrittenDataset:
+    """Writes index and list of images left out; the manifest, which gets ``content`` too, is not yet written.
 
     Raises:
         RunError: a split, or a class of the training split, has no image that can be used.
@@ -86,7 +88,7 @@ def _assemble(
     reports = {item.name: finished_report(work, item) for item in items}
     skipped = [skip for report in reports.values() for skip in report.skipped]
     write_skipped(folder / SKIPPED_NAME, skipped)
-    splits: dict[str, SplitRecord] = {}
+    classes, splits = content["classes"], dict[str, SplitRecord]()
     for split in dict.fromkeys(item.split for item in items):
         parts = [item for item in items if item.split == split]
         path = folder / f"{split}.index.npy"
@@ -100,7 +102,7 @@ def _assemble(
             shards=[reports[item.name].record for item in parts],
         )
     return WrittenDataset(
-        manifest=Manifest(classes=classes, splits=splits, recipe=recipe, num_skipped=len(skipped), notes=notes),
+        manifest=Manifest(splits=splits, num_skipped=len(skipped), **content),
         skipped=skipped,
         num_converted=sum(report.num_converted for report in reports.values()),
         num_resized=sum(report.num_resized for report in reports.values()),

@@ -7,7 +7,8 @@ from contextlib import closing
 from pathlib import Path
 
 from cbd_fast.errors import InputError, RunError
-from cbd_fast.files import PARTIAL_SUFFIX, locked_folder
+from cbd_fast.files import PARTIAL_SUFFIX
+from cbd_fast.folder_lock import locked_folder
 from cbd_fast.shards.index import is_index
 from cbd_fast.shards.manifest import IN_PLACE, MANIFEST_NAME, is_index_name, is_indexed_in_place, read_manifest
 from cbd_fast.shards.sources.base import SPLITS, Source

@@ -70,16 +70,19 @@ def measured_rules(rules: ImageRules, work: Path, items: Iterable[WorkItem]) -> 
     return replace(rules, sixteen_bit=format_range(*low_and_high))
 
 
-def notes_on_range(rules: ImageRules, work: Path, items: Iterable[WorkItem]) -> list[str]:
-    """What people should know of the images of more than 8 bits, once all shards are made."""
+def range_made(rules: ImageRules, work: Path, items: Iterable[WorkItem]) -> tuple[str | None, list[str]]:
+    """By which range images of more than 8 bits were made 8 bits, and what people should know of it.
+
+    Returns:
+        ``LO,HI``, or None if there were no such images; and notes.
+    """
     if not (num_deep := sum(finished_report(work, item).num_deep for item in items)):
-        return []
+        return None, []
     path, text, origin = work / RANGE_NAME, rules.sixteen_bit, "as --sixteen-bit says"
     if path.exists():
         values = json.loads(path.read_bytes())
         text, origin = values["sixteen_bit"], values["origin"]
-    low, high = (format_range(*FULL_RANGE) if text in (None, FULL) else text).split(",")
-    return [
-        f"{num_deep:,} images of more than 8 bits per sample: {low} became 0 and {high} became 255 ({origin}; "
-        "--sixteen-bit says others)"
-    ]
+    made = format_range(*FULL_RANGE) if text in (None, FULL) else text
+    low, high = made.split(",")
+    note = f"{num_deep:,} images of more than 8 bits per sample: {low} became 0 and {high} became 255 ({origin}; "
+    return made, [note + "--sixteen-bit says others)"]

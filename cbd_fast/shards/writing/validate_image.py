@@ -22,6 +22,7 @@ from cbd_fast.shards.writing.deep_pixels import (
     deep_samples,
     is_deep,
     parse_range,
+    scaled,
     to_8_bits,
     value_range,
 )
@@ -82,7 +83,7 @@ class ImageRules:
         return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, slots=True)  # not frozen, which takes microseconds of each image
 class ValidatedImage:
     """An image as a shard may hold it.
 
@@ -227,12 +228,18 @@ def _to_rgb(file: ImageFile, rules: ImageRules) -> np.ndarray:
     return to_8_bits(file, samples, low, high)
 
 
-def to_rgb(image: Image.Image) -> np.ndarray:
-    """Pixels of the (first frame of the) image, ``(height, width, 3)`` uint8; transparency is dropped, as is usual."""
-    if image.mode == "F":
+def to_rgb(image: Image.Image, sixteen_bit: str | None = None) -> np.ndarray:
+    """Pixels of the (first frame of the) image, ``(height, width, 3)`` uint8; transparency is dropped, as is usual.
+
+    Args:
+        image: of any mode.
+        sixteen_bit: ``LO,HI``, the values that become 0 and 255 where there are more than 8 bits; by default all of 16.
+    """
+    if image.mode == "F" and sixteen_bit is None:
         raise ValueError("has floating-point pixels, of which nobody knows the range")
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255 instead of scaling
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    if image.mode == "F" or image.mode.startswith("I"):  # which Pillow would clip at 255 instead of scaling
+        low, high = FULL_RANGE if sixteen_bit is None else parse_range(sixteen_bit)
+        image = Image.fromarray(scaled(np.asarray(image), low, high))
     return np.asarray(image.convert("RGB"))
 
 

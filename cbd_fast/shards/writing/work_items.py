@@ -33,7 +33,7 @@ class Skipped:
     unreadable: bool = False
 
     def __str__(self) -> str:
-        return f"{self.split}/{printable(self.name)}: {self.reason}"
+        return printable(f"{self.split}/{self.name}: {self.reason}")
 
 
 @dataclass(frozen=True, kw_only=True)

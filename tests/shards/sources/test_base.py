@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cbd_fast.shards.sources.base import SourceImage, printable
+from cbd_fast.shards.sources.base import SourceImage
 
 
 def image(name, **fields):
@@ -20,8 +20,3 @@ def test_reading_a_part_of_a_file(tmp_path):
     with pytest.raises(FileNotFoundError):
         image("a", path=str(tmp_path / "none"), data=None).read()
     assert np.frombuffer(image("a").read(), np.uint8).tolist() == [120]
-
-
-def test_printable_names():
-    assert printable("ünï/a b.jpg") == "ünï/a b.jpg"
-    assert printable("a\nb\udcff\x1b") == r"a\nb\udcff\x1b"

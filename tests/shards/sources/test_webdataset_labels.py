@@ -105,9 +105,11 @@ def test_members_that_are_not_next_to_each_other_belong_together(tmp_path):
 
 
 def test_captions_in_txt_are_no_classes(tmp_path):
-    write_tar(tmp_path / "00000.tar", labelled((f"a photo of {number}" for number in range(24)), "txt"))
+    members = list(labelled((f"a photo of {number}" for number in range(24)), "txt"))
+    write_tar(tmp_path / "00000.tar", [*members[:2], ("0000.json", b'{"caption": "x", "kind": "y"}'), *members[2:]])
     with pytest.raises(
-        InputError, match=r"24 different labels, .* \(in .txt.: these seem to be captions .*--label-key"
+        InputError,
+        match=r"24 different labels.*\(in \.txt\): .* captions .*--label-key KEY of \.json \(\['caption', 'kind'\]\)",
     ):
         cataloged(tmp_path)
 
@@ -129,6 +131,13 @@ def test_numbers_of_several_folders_are_said_to_be_the_same(tmp_path):
     source = webdataset_source(tmp_path, TarLayout())
     assert len(list(source.images())) == 96
     assert source.notes[-1] == "labels are numbers in 2 folders (a, b): the same number is taken for the same class"
+
+
+def test_a_first_tar_without_samples_says_nothing_of_labels(tmp_path):
+    write_tar(tmp_path / "train-0.tar", [])
+    write_tar(tmp_path / "train-1.tar", [("readme.md", b"")])
+    write_tar(tmp_path / "train-2.tar", labelled(NUMBERS, "txt"))
+    assert len(labels(tmp_path)) == 24
 
 
 def test_labels_in_cls_here_and_in_txt_there_are_named(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cbd_fast.errors import InputError, RunError
-from cbd_fast.files import locked_folder
+from cbd_fast.folder_lock import locked_folder
 from cbd_fast.shards.long_tail import LongTail
 from cbd_fast.shards.manifest import read_manifest
 from cbd_fast.shards.sources.webdataset import TarLayout, webdataset_source

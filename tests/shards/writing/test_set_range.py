@@ -68,7 +68,6 @@ def expected(number: int, low: int, high: int) -> np.ndarray:
     ("rules", "low", "high", "origin"),
     [
         ({}, LOW, HIGH, "the lowest and highest of all of them"),
-        ({"sixteen_bit": "range"}, LOW, HIGH, "the lowest and highest of all of them"),
         ({"sixteen_bit": "full"}, 0, 65535, "as --sixteen-bit says"),
         ({"sixteen_bit": "0,4095"}, 0, 4095, "as --sixteen-bit says"),
     ],
@@ -81,6 +80,7 @@ def test_one_range_for_all_images(deep_images, tmp_path, rules, low, high, origi
         np.testing.assert_array_equal(pixels, expected(number, low, high))
     note = f"16 images of more than 8 bits per sample: {low} became 0 and {high} became 255 ({origin}; "
     assert [text.startswith(note) for text in read_manifest(tmp_path / "out").notes if "8 bits" in text] == [True]
+    assert read_manifest(tmp_path / "out").sixteen_bit == f"{low},{high}"
     assert written.num_converted == 16
 
 
