@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from cbd_fast.config.help import describe_settings
-from cbd_fast.config.yaml_file import MAX_CHARACTERS, parse_yaml
+from cbd_fast.config.yaml_file import parse_yaml, read_yaml
 from cbd_fast.errors import InputError
 from cbd_fast.settings import Settings
 
@@ -49,12 +49,9 @@ def load_settings(kind: type[AnySettings], path: Path, overrides: Sequence[str] 
         InputError: the file cannot be read, or a setting is unknown, of the wrong type or impossible.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read(MAX_CHARACTERS + 1)
+        settings = read_yaml(path)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from error
-    try:
-        settings = parse_yaml(text)
     except ValueError as error:
         raise InputError(f"{path}: not YAML that settings can be read from ({error})") from error
     if not isinstance(settings, dict):

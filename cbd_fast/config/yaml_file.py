@@ -6,6 +6,7 @@ true and false there are yes and no, and none is nothing.
 
 import re
 from collections.abc import Hashable
+from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
@@ -13,6 +14,17 @@ import yaml
 MAX_CHARACTERS = 1_000_000
 MAX_NODES = 10_000  # settings, with those that aliases repeat
 MAX_DEPTH = 50
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no text, or none that ``parse_yaml`` takes.
+    """
+    with open(path, encoding="utf-8") as file:
+        return parse_yaml(file.read(MAX_CHARACTERS + 1))
 
 
 def parse_yaml(text: str) -> Any:

@@ -12,7 +12,8 @@ import numpy as np
 
 from cbd_fast.errors import first_line, printable
 from cbd_fast.files import file_sha256
-from cbd_fast.shards.index import ClassIndex
+from cbd_fast.shards.image_header import image_size
+from cbd_fast.shards.index import MAX_PIXELS, ClassIndex
 from cbd_fast.shards.manifest import ShardRecord, SplitRecord, file_size
 from cbd_fast.shards.tar_members import read_member, regular_members
 
@@ -117,7 +118,8 @@ def _check_image(path: Path, index: int, findings: SplitFindings) -> bool:
     entry = findings.index.entries[index]
     was_quarantined = int(entry["width"]) == 0
     try:
-        width, height = _decoded_size(path, int(entry["offset"]), int(entry["size"]), int(entry["crc32"]))
+        expected = None if was_quarantined else (int(entry["height"]), int(entry["width"]))
+        width, height = _decoded_size(path, int(entry["offset"]), int(entry["size"]), int(entry["crc32"]), expected)
         if not was_quarantined and (width, height) != (int(entry["width"]), int(entry["height"])):
             raise ValueError(f"{width} x {height} pixels, but the index has {entry['width']} x {entry['height']}")
     except (OSError, ValueError, RuntimeError) as error:
@@ -130,7 +132,8 @@ def _check_image(path: Path, index: int, findings: SplitFindings) -> bool:
     return True
 
 
-def _decoded_size(path: Path, offset: int, size: int, crc32: int) -> tuple[int, int]:
+def _decoded_size(path: Path, offset: int, size: int, crc32: int, expected: tuple[int, int] | None) -> tuple[int, int]:
+    """Width and height; ``expected``, its height and width, are compared before memory is taken."""
     # takes seconds to import, and only a full verification needs it
     from cbd_fast.shards.reference_decoder import decode_rgb
 
@@ -142,7 +145,11 @@ def _decoded_size(path: Path, offset: int, size: int, crc32: int) -> tuple[int, 
             raise OSError("the tar ends before it")
     if zlib.crc32(data.data) != crc32:
         raise OSError("the bytes are not those that were indexed (crc32)")
-    height, width = decode_rgb(data).shape[1:]
+    if expected is None:
+        expected = image_size(data.data)
+        if expected[0] * expected[1] > MAX_PIXELS:
+            raise ValueError(f"{expected[1]} x {expected[0]} pixels, more than the {MAX_PIXELS} of an image in shards")
+    height, width = decode_rgb(data, expected).shape[1:]
     return width, height
 
 

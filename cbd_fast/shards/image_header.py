@@ -5,6 +5,8 @@ The three formats that a shard may hold, read as their decoders read them. Nothi
 
 import struct
 
+from cbd_fast.errors import printable
+
 _JPEG, _PNG, _RIFF, _WEBP = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"WEBP"
 # frames of JPEG (SOF0 to SOF15); 0xC4, 0xC8 and 0xCC in their midst are something else
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -72,7 +74,20 @@ def _png_size(file: memoryview) -> tuple[int, int]:
     if file[12:16] != b"IHDR":
         raise ValueError("a PNG that does not begin with its header")
     width, height = struct.unpack_from(">II", file, 16)
+    _check_chunks(file)
     return height, width
+
+
+def _check_chunks(file: memoryview) -> None:
+    """Refuses a chunk that is said to be longer than its file: OpenCV, which is in DALI, takes memory for all of it."""
+    position = 8
+    while position + 8 <= len(file):
+        length, kind = struct.unpack_from(">I4s", file, position)
+        if position + 8 + length > len(file):
+            raise ValueError(f"its {printable(kind.decode('latin-1'))} chunk of {length} bytes ends behind the file")
+        if kind == b"IEND":
+            return
+        position += 12 + length
 
 
 def _webp_size(file: memoryview) -> tuple[int, int]:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from cbd_fast.config.schema import Config
+from cbd_fast.config.yaml_file import read_yaml
 from cbd_fast.errors import InputError, printable
 from cbd_fast.files import atomic_file, fsync_path, write_atomically
 from cbd_fast.loading.augment import Plan
@@ -156,8 +156,8 @@ def looks_like_run(folder: Path) -> bool:
 
 def is_old_run(path: Path) -> bool:
     """Whether a ``config.yaml`` is of version 0.1, whose settings had other names."""
-    with suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
-        settings = yaml.safe_load(path.read_text())
+    with suppress(OSError, ValueError):
+        settings = read_yaml(path)
         return isinstance(settings, dict) and "select" in settings and "checkpoint_selection" not in settings
     return False
 

@@ -59,6 +59,7 @@ def test_fill_bytes_and_garbage_between_markers_are_passed_over():
         (b"\xff\xd8\xff\xda\0\0", "without a frame"),
         (b"\xff\xd8\xff\xe0" + b"\0" * 8, "ends before"),
         (b"\x89PNG\r\n\x1a\n\0\0\0\x0dIDAT" + bytes(20), "does not begin with its header"),
+        (encoded(PIXELS, "png")[:33] + b"\x40\0\0\0tRNS" + bytes(20), "tRNS chunk of 1073741824 bytes ends behind"),
         (b"RIFF\0\0\0\0WEBPALPH" + bytes(40), "does not begin with its image"),
         (b"RIFF\0\0\0\0WEBPVP8X" + bytes(13), "ends before"),
     ],

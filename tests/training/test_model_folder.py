@@ -97,8 +97,8 @@ def test_the_file_says_all_and_people_can_read_it(tmp_path):
         "train_counts": TRAIN_COUNTS,
         "image_size": 32,
         "preprocessing": {"crop": "center", "center_fraction": 1.0, "mean": None, "std": [0.5, 0.5, 0.25]},
-            "orient": False,
-            "sixteen_bit": None,
+        "orient": False,
+        "sixteen_bit": None,
         "mixed_precision": "bf16",
     }
     assert training == TRAINING | {

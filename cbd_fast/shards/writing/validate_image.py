@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from cbd_fast.errors import first_line
+from cbd_fast.shards.index import MAX_PIXELS
 from cbd_fast.shards.png import encode_png
 from cbd_fast.shards.writing.deep_pixels import (
     FULL,
@@ -34,7 +35,7 @@ EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 JPEG_FORMATS = ("JPEG", "MPO")
 VERIFICATIONS = ("full", "header")
 DEFAULT_QUALITY = 90
-DEFAULT_MAX_PIXELS = 2 * 89_478_485  # where Pillow takes an image for a decompression bomb
+DEFAULT_MAX_PIXELS = MAX_PIXELS  # where Pillow takes an image for a decompression bomb
 # What makes an image upright, by its orientation tag
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -127,6 +128,9 @@ def validate_image(data: bytes, rules: ImageRules | None = None) -> ValidatedIma
     if not data:
         raise ValueError("the file is empty")
     file = open_image(data, rules.max_pixels)
+    width, height = rules.target_size(*file.image.size)
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{width} x {height} pixels, more than the {MAX_PIXELS} of an image in shards (--max-side)")
     try:
         return _stored(file, rules)
     except RangeNeededError:
