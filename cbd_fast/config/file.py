@@ -56,6 +56,9 @@ def load_settings(kind: type[AnySettings], path: Path, overrides: Sequence[str] 
         raise InputError(f"{path}: not YAML that settings can be read from ({error})") from error
     if not isinstance(settings, dict):
         raise InputError(f"{path}: holds no settings; see configs/ for examples")
+    keys = [override.partition("=")[0] for override in overrides]
+    if twice := next((key for key in keys if keys.count(key) > 1), None):
+        raise InputError(f"{twice}: is given twice on the command line; remove one")
     for override in overrides:
         _apply(settings, override)
     try:

@@ -14,11 +14,12 @@ from cbd_fast.errors import first_line, printable
 from cbd_fast.files import file_sha256
 from cbd_fast.shards.image_header import image_size
 from cbd_fast.shards.index import MAX_PIXELS, ClassIndex
-from cbd_fast.shards.manifest import ShardRecord, SplitRecord, file_size
+from cbd_fast.shards.manifest import IN_PLACE, LABEL_KEY, MANIFEST_NAME, Manifest, ShardRecord, SplitRecord, file_size
+from cbd_fast.shards.sources.base import same_spelling
 from cbd_fast.shards.tar_members import read_member, regular_members
 
 LABEL_SUFFIX = ".cls"
-MAX_LABEL_BYTES = 10  # as many digits has the largest label of an index
+MAX_LABEL_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +69,41 @@ class SplitFindings:
         return len(self.lasting_problems) + len(self.changed - self.shards.keys())
 
 
+class LabelCheck:
+    """What labels beside the images of tars must be, given those in the index.
+
+    Attributes:
+        is_compared: whether the labels are in members that can be compared.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        """Remembers whether we wrote the tars, and the names of the classes."""
+        self._is_foreign = manifest.recipe.source == IN_PLACE
+        # else the labels are in .json, and a .cls is something else
+        self.is_compared = manifest.recipe.options.get(LABEL_KEY) is None
+        self._names = [same_spelling(name) for name in manifest.classes]
+        self._are_numbers = all(name == str(number) for number, name in enumerate(manifest.classes))
+
+    def is_right(self, text: str | None, label: int, renumbered: dict[str, int] | None) -> bool:
+        """Whether a label beside an image is that of the index.
+
+        Args:
+            text: the label; None if there is none, as where somebody else has it in a ``.txt``.
+            label: number of the class in the index.
+            renumbered: None, or where the numbers in the tar are those of a dataset of its own, whose names decided:
+                what each of them meant before.
+        """
+        if not self._is_foreign:
+            return text == str(label)
+        if text is None:
+            return True
+        if text.isdecimal() and renumbered is not None:
+            return renumbered.setdefault(text, label) == label
+        return text == str(label) or (not self._are_numbers and same_spelling(text) == self._names[label])
+
+
 def check_shard(
-    folder: Path, number: int, indices: np.ndarray, findings: SplitFindings, *, is_full: bool, is_foreign: bool
+    folder: Path, number: int, indices: np.ndarray, findings: SplitFindings, *, is_full: bool, labels: LabelCheck
 ) -> None:
     """Checks one shard, and adds what is wrong to the findings of its split.
 
@@ -79,7 +113,7 @@ def check_shard(
         indices: ``(n,)`` int64, the shard's images, in the order of their offsets.
         findings: findings of the split; from any thread.
         is_full: whether to hash the shard, and read and decode every image.
-        is_foreign: whether somebody else wrote the tar, whose labels may be anywhere.
+        labels: what labels in the tar must be.
     """
     record = findings.record.shards[number]
     path = record.path(folder)
@@ -97,7 +131,9 @@ def check_shard(
     is_bad = findings.index.entries["width"][indices] == 0  # quarantined before
     if is_full:
         is_bad[:] = [not _check_image(path, int(index), findings) for index in indices]
-    problems = list(_compare_members(path, indices[~is_bad], findings.index, is_foreign=is_foreign))
+    is_renumbered = any((folder / parent / MANIFEST_NAME).exists() for parent in list(Path(record.file).parents)[:-1])
+    compared = _compare_members(path, indices[~is_bad], findings.index, labels, is_renumbered=is_renumbered)
+    problems = list(compared)
     findings.lasting_problems += problems
     if (size, sha256) == (record.num_bytes, record.sha256):
         return
@@ -153,23 +189,27 @@ def _decoded_size(path: Path, offset: int, size: int, crc32: int, expected: tupl
     return width, height
 
 
-def _compare_members(path: Path, indices: np.ndarray, index: ClassIndex, *, is_foreign: bool) -> Iterator[str]:
-    """Problems of a tar whose members are not where the index has them, or, if it is ours, have another label.
+def _compare_members(
+    path: Path, indices: np.ndarray, index: ClassIndex, check: LabelCheck, *, is_renumbered: bool
+) -> Iterator[str]:
+    """Problems of a tar whose members are not where the index has them, or have another label.
 
     Args:
         path: the tar.
         indices: ``(n,)`` int64, its images, in the order of their offsets.
         index: index of the split.
-        is_foreign: whether labels are not compared.
+        check: what labels must be.
+        is_renumbered: whether the tar is of a dataset of its own, in a folder below.
     """
     entries, shown = index.entries[indices], printable(path)
+    renumbered: dict[str, int] | None = {} if is_renumbered else None
     members: dict[int, tuple[str, int]] = {}  # name and size, by offset
     labels: dict[str, str] = {}
     try:
         with open(path, "rb") as file:
             for member in regular_members(path):
                 members[member.offset_data] = (member.name, member.size)
-                if not is_foreign and member.name.endswith(LABEL_SUFFIX):
+                if check.is_compared and member.name.endswith(LABEL_SUFFIX):
                     content = read_member(file.fileno(), member, MAX_LABEL_BYTES)
                     labels[_key(member.name)] = "that is too long" if content is None else _as_label(content)
     except (OSError, tarfile.TarError) as error:  # a cut off tar has its members up to there
@@ -183,14 +223,15 @@ def _compare_members(path: Path, indices: np.ndarray, index: ClassIndex, *, is_f
         name, size_there = members.get(offset, ("", -1))
         if size_there != size:
             yield f"{shown}: no image of {size:,} bytes at byte {offset:,}, where the index has one"
-        elif not is_foreign and (label_there := labels.get(_key(name))) != str(label):
+        elif check.is_compared and not check.is_right(there := labels.get(_key(name)), label, renumbered):
+            label_there = there if there is None or there.isdecimal() else printable(repr(there))
             yield f"{shown}: {printable(name)} has label {label_there}, but {label} in the index"
 
 
 def _as_label(content: bytes) -> str:
     """The number in a ``.cls`` member as text, or what is there in its place."""
-    text = content.decode("ascii", "backslashreplace").strip()
-    return str(int(text)) if text.isdecimal() else printable(repr(text))
+    text = content.decode("utf-8", "backslashreplace").strip()
+    return str(int(text)) if text.isascii() and text.isdecimal() else text
 
 
 def _key(name: str) -> str:

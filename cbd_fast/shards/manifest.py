@@ -19,6 +19,7 @@ MANIFEST_NAME = "dataset.json"
 FORMAT = "cbd_fast shards"
 FORMAT_VERSION = 2
 IN_PLACE = "webdataset in place"  # source of tars that somebody else wrote and that were indexed where they are
+LABEL_KEY = "label_key"  # option of a recipe: where in .json the labels of tars of somebody else are
 MAX_MANIFEST_BYTES = 32 << 20  # 140,000 shards; what a forged one can make of it in memory is twenty times as much
 MAX_SPLITS = 100
 MAX_SHOWN = 100  # characters of what somebody else wrote, in a message

@@ -11,9 +11,9 @@ import numpy as np
 
 from cbd_fast.errors import InputError
 from cbd_fast.files import PARTIAL_SUFFIX, write_atomically
-from cbd_fast.shards.check_shard import BadImage, SplitFindings, check_shard
+from cbd_fast.shards.check_shard import BadImage, LabelCheck, SplitFindings, check_shard
 from cbd_fast.shards.index import REMEDY, ClassIndex, file_crc32, is_index, write_entries
-from cbd_fast.shards.manifest import IN_PLACE, MANIFEST_NAME, Manifest, is_index_name, read_manifest
+from cbd_fast.shards.manifest import MANIFEST_NAME, Manifest, is_index_name, read_manifest
 
 __all__ = ["BadImage", "SplitFindings", "quarantine", "verify_split"]
 
@@ -48,7 +48,7 @@ def verify_split(
     )
     if file_crc32(path) != record.index_crc32 or index.counts.tolist() != record.class_counts:
         raise InputError(f"{path}: not the index that dataset.json was written with; {REMEDY}")
-    findings = SplitFindings(record=record, index=index)
+    findings, labels = SplitFindings(record=record, index=index), LabelCheck(manifest)
     if (num_marked := len(index.quarantined)) != record.num_quarantined:
         findings.problems.append(
             f"{path}: {num_marked:,} images are marked as bad, but dataset.json has {record.num_quarantined:,}"
@@ -60,8 +60,7 @@ def verify_split(
     def check(number: int) -> None:
         if not findings.is_stopped.is_set():
             indices = in_tar_order[limits[number] : limits[number + 1]]
-            is_foreign = manifest.recipe.source == IN_PLACE
-            check_shard(folder, number, indices, findings, is_full=is_full, is_foreign=is_foreign)
+            check_shard(folder, number, indices, findings, is_full=is_full, labels=labels)
             on_images(len(indices))
 
     with ThreadPoolExecutor(num_workers) as pool:

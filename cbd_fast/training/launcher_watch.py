@@ -16,8 +16,11 @@ from cbd_fast.training.stopping import Stops
 LOOK_EVERY_SECONDS = 0.5
 GRACE_SECONDS = 60.0  # for the step that is under way and a checkpoint
 _PROGRAMS = {"torchrun", "accelerate", "accelerate-launch"}
-_MODULES = {"torch.distributed.run", "torch.distributed.launch", "accelerate.commands.launch"}
-_SCRIPTS = ("torch/distributed/run.py", "torch/distributed/launch.py", "accelerate/commands/launch.py")
+_MODULES = {
+    "torch.distributed.run", "torch.distributed.launch", "accelerate.commands.launch",
+    "accelerate.commands.accelerate_cli",
+}  # fmt: skip
+_SCRIPTS = tuple(module.replace(".", "/") + ".py" for module in sorted(_MODULES))
 
 
 @contextmanager
@@ -55,13 +58,14 @@ def find_launcher() -> psutil.Process | None:
 
 def is_launcher(command: Sequence[str]) -> bool:
     """Whether a command line is that of ``torchrun`` or ``accelerate launch``."""
-    names = [PurePath(word).name for word in command[:3]]
-    if _PROGRAMS & set(names[:2]):
-        return "accelerate" not in names[:2] or "launch" in command
-    return any(
-        (word in _MODULES and command[number - 1] == "-m") or word.endswith(_SCRIPTS)
-        for number, word in enumerate(command)
-    )
+    for number, word in enumerate(command):
+        is_module = number > 0 and command[number - 1] == "-m"
+        # options of the interpreter may stand before
+        if PurePath(word).name in _PROGRAMS or (is_module and word in _MODULES) or word.endswith(_SCRIPTS):
+            return "accelerate" not in word or "launch" in word or "launch" in command[number:]
+        if is_module or (word.endswith(".py") and number > 0):
+            return False  # what follows are arguments of another program
+    return False
 
 
 def _has_lost_launcher() -> bool:

@@ -113,6 +113,11 @@ def test_a_setting_or_section_twice(path, text, message):
         Config.from_file(path)
 
 
+def test_a_setting_twice_on_the_command_line(path):
+    with pytest.raises(InputError, match="seed: is given twice on the command line; remove one"):
+        Config.from_file(path, ["seed=1", "optimization.epochs=3", "seed=2"])
+
+
 def test_numbers_are_those_that_people_see(path):
     assert Config.from_file(path, ["seed=010"]).seed == 10
     with pytest.raises(InputError, match=r"seed: must be a valid integer, not '1:30'"):

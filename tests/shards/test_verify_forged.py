@@ -103,15 +103,45 @@ def test_only_our_own_files_are_replaced_and_removed(photo_shards, tmp_path):
 
 
 def test_entries_that_share_bytes_are_found(forge):
-    def twice(entries):  # the same image in two classes; in foreign tars no label tells
+    def twice(entries):  # the same image in two classes
         entries[["offset", "size", "crc32", "width", "height"]][13] = 0
         for column in ("offset", "size", "crc32", "width", "height"):
             entries[column][13] = entries[column][2]
         return entries
 
     folder = forge(lambda content: content["recipe"].update(source="webdataset in place"), twice)
-    (problem,) = verify(folder).lasting_problems
+    of_label, problem = verify(folder).lasting_problems
     assert problem.endswith("rows 2 and 13 of the index share bytes")
+    assert "has label 0, but 1 in the index" in of_label
+
+
+def swap_first_and_last(entries):
+    columns = ["offset", "size", "crc32", "width", "height"]
+    for column in columns:
+        entries[column][[0, -1]] = entries[column][[-1, 0]]
+    return entries
+
+
+def as_foreign(content, **options):
+    content["recipe"].update(source="webdataset in place", options=options)
+
+
+def with_numbers(content, **options):
+    as_foreign(content, **options)
+    content["classes"] = [str(number) for number in range(len(content["classes"]))]
+
+
+@pytest.mark.parametrize("change", [as_foreign, with_numbers])
+def test_labels_of_foreign_tars_are_compared(forge, change):
+    assert verify(forge(change)).lasting_problems == []
+    problems = verify(forge(change, swap_first_and_last)).lasting_problems
+    assert problems
+    assert all("has label" in problem and "in the index" in problem for problem in problems)
+
+
+def test_a_cls_beside_labels_in_json_is_something_else(forge):
+    folder = forge(lambda content: as_foreign(content, label_key="id"), swap_first_and_last)
+    assert verify(folder).lasting_problems == []
 
 
 def rewrite(folder, change):
@@ -173,7 +203,7 @@ def test_reads_are_bounded_by_the_tar(photo_shards, monkeypatch):
 
     monkeypatch.setattr(check_shard.np, "empty", no_memory)
     with pytest.raises(OSError, match="the tar ends before it"):
-        check_shard._decoded_size(photo_shards / "train-000000.tar", 512, 1 << 29, 0)
+        check_shard._decoded_size(photo_shards / "train-000000.tar", 512, 1 << 29, 0, None)
 
 
 def test_pipes_in_place_of_tars_are_problems(forge):

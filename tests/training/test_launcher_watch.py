@@ -19,6 +19,9 @@ from cbd_fast.training.stopping import Stops
     [
         ["/venv/bin/python", "/venv/bin/torchrun", "--nproc_per_node", "2", "train.py"],
         ["/venv/bin/python", "/venv/bin/accelerate", "launch", "-m", "cbd_fast.train"],
+        ["/venv/bin/python", "-u", "-X", "dev", "/venv/bin/accelerate", "launch", "-m", "cbd_fast.train"],
+        ["python", "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "-m", "cbd_fast.train"],
+        ["python", "/venv/lib/site-packages/accelerate/commands/accelerate_cli.py", "launch", "train.py"],
         ["accelerate-launch", "train.py"],
         ["python", "-u", "-m", "torch.distributed.run", "train.py"],
         ["python", "-m", "torch.distributed.launch", "train.py"],
@@ -39,6 +42,7 @@ def test_launchers_are_known(command):
         ["/venv/bin/python", "/venv/bin/accelerate", "config"],
         ["/venv/bin/python", "-m", "cbd_fast.train", "--config", "torchrun"],
         ["/venv/bin/cbd-fast", "train"],
+        ["python", "my_tool.py", "torchrun"],
         ["vim", "torch/distributed/run.py.txt"],
     ],
 )

@@ -12,6 +12,7 @@ from typing import Any
 from cbd_fast.errors import InputError, printable
 from cbd_fast.files import user_path
 from cbd_fast.registry import SOURCES
+from cbd_fast.shards.manifest import LABEL_KEY
 from cbd_fast.shards.sources.base import SPLITS, Source, SourceImage, SourceLayout, given_splits, read_classes
 from cbd_fast.shards.sources.label_texts import ClassNumbers, check_label, is_number
 from cbd_fast.shards.sources.own_shards import NamesOfNumbers, OwnShards, are_numbers, read_own_shards
@@ -118,7 +119,15 @@ def webdataset_source(folder: Path, layout: TarLayout) -> Source:
         reader.sum_up()
 
     classes = None if numbers is None else numbers.classes
-    return Source(kind="webdataset", classes=classes, images=images, roots=[folder], searched=[folder], notes=notes)
+    return Source(
+        kind="webdataset",
+        classes=classes,
+        images=images,
+        options={LABEL_KEY: layout.label_key},
+        roots=[folder],
+        searched=[folder],
+        notes=notes,
+    )
 
 
 def _class_numbers(layout: TarLayout, own_classes: list[str] | None) -> ClassNumbers | None:
